@@ -1,0 +1,34 @@
+"""Attention behind one function: every back end gives the same answer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BACKENDS = ("sdpa", "math")
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, softcap: float = 0.0, backend: str = "sdpa") -> Tensor:
+    """softmax(cap(q kᵀ/√h)) v over the whole sequence, both ways.
+
+    Args:
+        q, k, v: (B, heads, L, h).
+        softcap: c > 0 replaces each score a by c·tanh(a/c); 0 leaves scores alone.
+        backend: "sdpa", torch's fused kernels; "math", plain products, which also have a forward-mode
+            derivative and soft caps. Soft-capped scores always take the plain products.
+
+    Raises:
+        ValueError: unknown back end.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention back end {backend!r}: use one of {', '.join(BACKENDS)}")
+    if backend == "sdpa" and not softcap:
+        return F.scaled_dot_product_attention(q, k, v)
+    # Autocast would run the softmax in float32 and copy the scores twice; torch's bfloat16 softmax already
+    # accumulates in float32. On CPU these plain products are the fastest bfloat16 path for short passages.
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        if softcap:
+            scores = softcap * torch.tanh(scores / softcap)
+        return scores.softmax(-1) @ v

@@ -1,0 +1,185 @@
+"""The transformer: a DiT with adaLN-zero conditioning, embeddings and head left outside.
+
+Reference architecture of Flow Map Language Models (arXiv 2602.16813, appendix): pre-norm blocks whose
+shift, scale and gate come from the time embedding, rotary positions, soft-capped attention scores.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowlm.attention import attention
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Shape and choices of the transformer."""
+
+    width: int = 128
+    """d, the width of the residual stream and of the state y = xE."""
+    depth: int = 4
+    """Number of blocks."""
+    heads: int = 4
+    """Attention heads; must divide width."""
+    conditioning: int = 128
+    """Width of the time conditioning vector."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the MLP over width."""
+    activation: str = "gelu"
+    """"gelu" (tanh form, as published) or "relu2" (squared ReLU, cheaper)."""
+    dropout: float = 0.0
+    """Dropout after attention and MLP, before the gate."""
+    attention_softcap: float = 0.0
+    """Scores a become c·tanh(a/c); 0 for none (the published models use 50)."""
+    attention_backend: str = "sdpa"
+    """"sdpa" (fused kernels) or "math" (plain products, with a forward-mode derivative)."""
+    norm: str = "layer"
+    """"layer" (LayerNorm without bias) or "rms"."""
+    position: str = "both"
+    """"rotary", "learned" (absolute), or "both"."""
+    max_length: int = 64
+    """Longest sequence that learned positions cover."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head (RMS)."""
+    time_scale: float = 1.0
+    """Multiplies τ before its sinusoidal embedding; the published models use 1."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(
+                f"model.backbone: width {self.width} over {self.heads} heads must be a whole, even head width "
+                "(rotary positions turn pairs): change width or heads"
+            )
+        for name, value, choices in (
+            ("norm", self.norm, ("layer", "rms")),
+            ("position", self.position, ("rotary", "learned", "both")),
+            ("activation", self.activation, ("gelu", "relu2")),
+            ("attention_backend", self.attention_backend, ("sdpa", "math")),
+        ):
+            if value not in choices:
+                raise ValueError(f"model.backbone.{name} = {value!r} is not one of {', '.join(choices)}")
+        for name in ("depth", "conditioning", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.backbone.{name} must be at least 1, got {getattr(self, name)}")
+
+
+class TimeEmbedding(nn.Module):
+    """256 sinusoids of clock time τ, unscaled as in the published models, through a two-layer MLP."""
+
+    frequencies: Tensor
+
+    def __init__(self, width: int, scale: float, *, zero: bool = False):
+        super().__init__()
+        self.register_buffer(
+            "frequencies", scale * torch.exp(-math.log(1e4) * torch.arange(128) / 128), persistent=False
+        )
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        if zero:
+            nn.init.zeros_(self.mlp[2].weight)
+            nn.init.zeros_(self.mlp[2].bias)
+
+    def forward(self, tau: Tensor) -> Tensor:
+        """(B,) or (B, L) -> (B, 1, C) or (B, L, C)."""
+        angle = tau.float()[..., None] * self.frequencies
+        out = self.mlp(torch.cat([angle.cos(), angle.sin()], -1))
+        return out[:, None] if out.dim() == 2 else out
+
+
+class Norm(nn.Module):
+    """LayerNorm without bias, or RMSNorm; eps 1e-5."""
+
+    def __init__(self, width: int, kind: str):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "rms":
+            return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), 1e-5)
+        return F.layer_norm(x, x.shape[-1:], self.weight.to(x.dtype), None, 1e-5)
+
+
+def rotary_tables(length: int, head_width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and signed sines (L, h) of rotary positions, base 1e4, halves convention."""
+    freq = 1e4 ** (-torch.arange(0, head_width, 2, device=device) / head_width)
+    angle = torch.arange(length, device=device)[:, None] * freq
+    cos, sin = angle.cos(), angle.sin()
+    return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i+h/2}) of x (..., L, h) by its position's angle."""
+    return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
+
+
+class Block(nn.Module):
+    """x + gate·attention(mod(norm x)), then x + gate·MLP(mod(norm x)), with mod(h) = h (1 + scale) + shift."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        d, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.config = config
+        self.norm1, self.norm2 = Norm(d, config.norm), Norm(d, config.norm)
+        self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.out = nn.Linear(d, d, bias=False)
+        self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
+        self.modulation = nn.Linear(config.conditioning, 6 * d)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, cond: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+        cfg = self.config
+        b, length, d = x.shape
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond).chunk(6, -1)
+        h = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
+        q, k, v = self.qkv(h).view(b, length, 3, cfg.heads, d // cfg.heads).permute(2, 0, 3, 1, 4)
+        if cfg.qk_norm:
+            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+        if rotary is not None:
+            cos, sin = (table.to(q.dtype) for table in rotary)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        h = attention(q, k, v, softcap=cfg.attention_softcap, backend=cfg.attention_backend)
+        h = self.out(h.transpose(1, 2).reshape(b, length, d))
+        x = torch.addcmul(x, gate1, F.dropout(h, cfg.dropout, self.training))
+        h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
+        h = self.up(h)
+        h = self.down(F.gelu(h, approximate="tanh") if cfg.activation == "gelu" else F.relu(h).square())
+        return torch.addcmul(x, gate2, F.dropout(h, cfg.dropout, self.training))
+
+
+class Backbone(nn.Module):
+    """The blocks and the final modulated norm: (h (B, L, d), cond (B, 1|L, C)) -> hidden (B, L, d)."""
+
+    def __init__(self, config: BackboneConfig):
+        super().__init__()
+        self.config = config
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = Norm(config.width, config.norm)
+        self.modulation = nn.Linear(config.conditioning, 2 * config.width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        if config.position != "rotary":
+            self.positions = nn.Parameter(0.1 * torch.randn(config.max_length, config.width))
+
+    def forward(self, h: Tensor, cond: Tensor) -> Tensor:
+        cfg = self.config
+        length = h.shape[1]
+        if cfg.position != "rotary":
+            if length > cfg.max_length:
+                raise ValueError(
+                    f"a sequence of {length} tokens is longer than the {cfg.max_length} learned positions: "
+                    "train with model.backbone.max_length at least as large, or position = 'rotary'"
+                )
+            h = h + self.positions[:length].to(h.dtype)
+        rotary = None
+        if cfg.position != "learned":
+            rotary = rotary_tables(length, cfg.width // cfg.heads, h.device)
+        for block in self.blocks:
+            h = block(h, cond, rotary)
+        shift, scale = self.modulation(cond).chunk(2, -1)
+        return torch.addcmul(shift, self.norm(h), 1 + scale)

@@ -1,0 +1,108 @@
+"""The denoiser: backbone + conditioning clock -> posterior over tokens.
+
+    D_t(y)_l    = p(token_l | y_t = y)                            one time
+    δ_{s,t}(y)  = the two-time denoiser of the flow map X_{s,t}    two times, δ_{t,t} = D_t
+
+Times are flow times, scalar, (B,) or (B, L); the network reads their clock time τ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from flowlm.backbone import Backbone, BackboneConfig, TimeEmbedding
+from flowlm.clock import make_clock
+from flowlm.path import LowRankNoise, DenseNoise, noise_law, times_like
+from flowlm.posterior import Head, Posterior
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """What a denoiser is made of; saved as config.json beside its weights."""
+
+    vocab_size: int = 0
+    """V; filled in from the tokenizer."""
+    length: int = 64
+    """L, tokens in a passage."""
+    two_times: bool = False
+    """Whether the network reads (s, t), as a flow map does, or one time."""
+    clock: str = "decoding-error"
+    """Conditioning clock: "decoding-error" or "uniform"."""
+    logit_softcap: float = 0.0
+    """Output logits a become c·tanh(a/c); 0 for none (published releases use 30)."""
+    tied_head: bool = False
+    """Share the head's weight with the embedding."""
+    input_scaling: bool = False
+    """Scale the state to unit variance before the network."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+
+class Denoiser(nn.Module):
+    """Embedding E, backbone, head and conditioning clock.
+
+    Raises:
+        ValueError: a vocabulary of fewer than two tokens, a passage of fewer than one.
+    """
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        if config.vocab_size < 2:
+            raise ValueError(
+                f"a vocabulary of {config.vocab_size} tokens leaves nothing to learn: V must be at least 2"
+            )
+        if config.length < 1:
+            raise ValueError(f"model.length must be at least 1, got {config.length}")
+        self.config = config
+        width = config.backbone.width
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-1, 1) / width**0.5)
+        self.backbone = Backbone(config.backbone)
+        self.time_embedding = TimeEmbedding(config.backbone.conditioning, config.backbone.time_scale)
+        if config.two_times:
+            self.end_embedding = TimeEmbedding(
+                config.backbone.conditioning, config.backbone.time_scale, zero=True
+            )
+        self.head = Head(
+            width, config.vocab_size, config.logit_softcap, self.embedding if config.tied_head else None
+        )
+        self.clock = make_clock(config.clock, config.vocab_size)
+
+    def noise_law(self) -> DenseNoise | LowRankNoise:
+        """The law of the noise state y_0 = zE under the present embedding."""
+        return noise_law(self.embedding)
+
+    def forward(self, y: Tensor, s: Tensor | float, t: Tensor | float | None = None) -> Posterior:
+        """The posterior δ_{s,t}(y), or D_s(y) when t is None.
+
+        Args:
+            y: state (B, L, d).
+            s, t: flow times, scalar, (B,) or (B, L), s ≤ t.
+
+        Raises:
+            ValueError: t given to a one-time denoiser.
+        """
+        if t is not None and not self.config.two_times:
+            raise ValueError("this denoiser was built with one time (FLM): it has no δ_{s,t}; distil it first")
+        cond = self.time_embedding(self.clock.tau(_batched(s, y)))
+        if self.config.two_times:
+            cond = cond + self.end_embedding(self.clock.tau(_batched(s if t is None else t, y)))
+        h = y
+        if self.config.input_scaling:
+            time = times_like(_batched(s, y), y).float()
+            variance = (1 - time).square() + time.square() / self.config.vocab_size
+            power = self.embedding.detach().float().square().sum() / self.embedding.shape[1]
+            h = h * (variance * power).rsqrt().to(h.dtype)
+        cond = F.silu(cond)
+        if torch.is_autocast_enabled(y.device.type):
+            # The residual stream follows the compute dtype: otherwise every block casts back and forth.
+            dtype = torch.get_autocast_dtype(y.device.type)
+            h, cond = h.to(dtype), cond.to(dtype)
+        return Posterior(self.backbone(h, cond), self.head, self.embedding)
+
+
+def _batched(t: Tensor | float, y: Tensor) -> Tensor:
+    t = torch.as_tensor(t, dtype=torch.float32 if not isinstance(t, Tensor) else t.dtype, device=y.device)
+    return t.expand(y.shape[0]) if t.dim() == 0 else t

@@ -1,0 +1,133 @@
+"""How good stories are, by the exact law of their language: no other model's opinion enters.
+
+Validity says whether single stories are right; likelihood, whether they are the likely ones; the distances of
+slots and of pairs of slots, whether all stories are told as often as they should be. A sampler that repeats
+one perfect story is valid throughout and far off in the distances.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowlm.data.grammar import Grammar, tokenize
+
+__all__ = ["MAX_JOINT_VALUES", "pairs", "score", "tv_floor"]
+
+MAX_JOINT_VALUES = 200
+
+
+def pairs(grammar: Grammar) -> list[tuple[str, str]]:
+    """The pairs of slots that are compared: every (parent, child), and every other pair whose joint law has
+    at most `MAX_JOINT_VALUES` values of positive probability (larger ones would measure little but noise)."""
+    kin = {(slot.parent, slot.name) for slot in grammar.spec.slots}
+    return [
+        (a, b)
+        for a, b in combinations(grammar.slots, 2)  # parents are declared before their children
+        if (a, b) in kin or len(grammar.pair_marginal(a, b)) <= MAX_JOINT_VALUES
+    ]
+
+
+def tv_floor(probs: NDArray[np.float64], num: int) -> float:
+    """Total variation to be expected of `num` exact draws from `probs`, by the normal approximation:
+
+    E TV = 1/2 sum_v E|p_hat(v) - p(v)| ~ 1/2 sum_v sqrt(2 p(v) (1 - p(v)) / (pi num)).
+    """
+    p = np.clip(probs, 0.0, 1.0)
+    return float(0.5 * np.sqrt(2.0 * p * (1.0 - p) / (math.pi * num)).sum())
+
+
+def _tv(codes: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
+    counts = np.bincount(codes, minlength=probs.size)
+    return float(0.5 * np.abs(counts / codes.size - probs).sum())
+
+
+def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
+    """Compare stories with the law of their language.
+
+    Shares are of all stories, likelihoods in nats over the valid ones, distances over the parsed ones:
+
+    - ``num``; ``parsed``, ``valid``: share whose skeleton parses, share with no broken rule;
+    - ``broken``: rule -> share of stories breaking it (a story may break several);
+    - ``nll_per_story``: mean of -log p(story); in exact samples its expectation is ``grammar.entropy``;
+    - ``nll_per_token``: mean of -log p(story) / (tokens + 1), tokens being words and punctuation, 1 the end;
+    - ``slot_tv``, ``slot_tv_max``, ``slot_tv_by_slot``: total variation 1/2 sum_v |p_hat(v) - p(v)| between
+      the slot's frequencies (read at first mention) and its exact marginal: mean, greatest, each;
+    - ``pair_tv``, ``pair_tv_max``: the same of the joint law of the `pairs` of slots;
+    - ``slot_tv_floor``, ``pair_tv_floor``: what as many exact samples as stories were parsed would give for
+      the two means (see `tv_floor`).
+
+    Likelihoods are None if no story is valid, distances and floors None if none parses (``slot_tv_by_slot``
+    is then empty). ValueError: no stories.
+    """
+    if isinstance(texts, str):
+        raise ValueError(
+            f"texts is the single string {texts[:40]!r}: give a sequence of stories, e.g. [text]"
+        )
+    num = len(texts)
+    if num < 1:
+        raise ValueError("texts is empty: shares of no stories are undefined; give at least one story")
+
+    broken = dict.fromkeys(grammar.rules, 0)
+    values = {slot: {v: k for k, v in enumerate(grammar.marginal(slot))} for slot in grammar.slots}
+    rows: list[list[int]] = []
+    nll: list[float] = []
+    nll_per_token: list[float] = []
+    for text in texts:
+        verdict = grammar.judge(text)
+        for rule in verdict.broken:
+            broken[rule] += 1
+        if verdict.slots is not None:
+            rows.append([values[slot][v] for slot, v in verdict.slots.items()])
+        if verdict.valid:
+            nll.append(-grammar.log_prob(text))
+            nll_per_token.append(nll[-1] / (len(tokenize(text)) + 1))
+
+    report: dict[str, Any] = {
+        "num": num,
+        "parsed": len(rows) / num,
+        "valid": len(nll) / num,
+        "broken": {rule: count / num for rule, count in broken.items()},
+        "nll_per_story": math.fsum(nll) / len(nll) if nll else None,
+        "nll_per_token": math.fsum(nll_per_token) / len(nll) if nll else None,
+        "slot_tv_by_slot": {},
+    }
+    names = ("slot_tv", "slot_tv_max", "slot_tv_floor", "pair_tv", "pair_tv_max", "pair_tv_floor")
+    if not rows:
+        return report | dict.fromkeys(names)
+
+    codes = dict(zip(grammar.slots, np.array(rows, np.int64).T, strict=True))
+    slot_tv: dict[str, float] = {}
+    slot_floor: list[float] = []
+    for slot in grammar.slots:
+        probs = np.array(list(grammar.marginal(slot).values()))
+        slot_tv[slot] = _tv(codes[slot], probs)
+        slot_floor.append(tv_floor(probs, len(rows)))
+    pair_tv: list[float] = []
+    pair_floor: list[float] = []
+    for a, b in pairs(grammar):
+        joint = np.zeros((len(values[a]), len(values[b])))
+        for (x, y), p in grammar.pair_marginal(a, b).items():
+            joint[values[a][x], values[b][y]] = p
+        # impossible pairs keep their place in the table: telling them is part of the distance
+        pair_tv.append(_tv(codes[a] * joint.shape[1] + codes[b], joint.ravel()))
+        pair_floor.append(tv_floor(joint, len(rows)))
+    measured = (
+        _mean(list(slot_tv.values())),
+        max(slot_tv.values()),
+        _mean(slot_floor),
+        _mean(pair_tv),
+        max(pair_tv, default=None),
+        _mean(pair_floor),
+    )
+    return report | {"slot_tv_by_slot": slot_tv} | dict(zip(names, measured, strict=True))
+
+
+def _mean(numbers: Sequence[float]) -> float | None:
+    """None for no numbers: a law of one slot has no pairs."""
+    return math.fsum(numbers) / len(numbers) if numbers else None

@@ -1,0 +1,43 @@
+"""FLM: cross-entropy of the clean tokens given the noisy state (arXiv 2602.16813, the FLM objective).
+
+    E_{τ~U[0,1]} mean_l -log D_{t(τ)}(y_t)_l[token_l]
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowlm.clock import Clock
+from flowlm.denoiser import Denoiser
+from flowlm.objectives.draws import stratified
+from flowlm.path import DenseNoise, LowRankNoise, corrupt
+
+
+class FlowObjective:
+    """The FLM objective.
+
+    Args:
+        clock: sampling clock, in whose τ times are uniform.
+    """
+
+    def __init__(self, clock: Clock):
+        self.clock = clock
+        self._noise: DenseNoise | LowRankNoise | None = None
+
+    def prepare(self, model: Denoiser) -> None:
+        self._noise = model.noise_law()
+
+    @property
+    def noise_width(self) -> int:
+        assert self._noise is not None
+        return self._noise.width
+
+    def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"t": self.clock.time(stratified(num, generator)).float()}
+
+    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self._noise is not None
+        t = draws["t"].to(tokens.device)
+        y = corrupt(tokens, t, model.embedding, self._noise(xi))
+        return {"loss": model(y, t).cross_entropy(tokens)}

@@ -1,0 +1,214 @@
+"""FMLM: distillation of a flow into its flow map (arXiv 2602.16813, the FMLM objective).
+
+    E Σ_l KL(sg target_{s,t} || δ_{s,t}(y_s)) + E Σ_l KL(D_t^teacher || δ_{t,t}(y_t))
+
+The rows of a batch are split: some on the diagonal s = t, whose target is the frozen teacher (or the data,
+when there is none); of the rest a share at the boundary (s, t) = (0, 1), and the others at random pairs.
+Each target is a function of the networks, the state and the times; splitting and reducing are written once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowlm.clock import Clock
+from flowlm.denoiser import Denoiser
+from flowlm.objectives.draws import stochastic_round, stratified
+from flowlm.path import (
+    CoupledDenseNoise,
+    CoupledLowRankNoise,
+    DenseNoise,
+    LowRankNoise,
+    corrupt,
+    coupled_noise_law,
+    step,
+)
+from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
+
+#: A denoiser as the targets see it: (y, s, t) -> posterior.
+Network = Callable[[Tensor, Tensor, Tensor], Posterior]
+
+DIAGONAL, BOUNDARY, INTERIOR = 0, 1, 2
+
+
+def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
+    """λ = (1-t)(u-s)/((1-u)(t-s)), the weight of the first half-step (the semigroup identity)."""
+    return (1 - t) * (u - s) / ((1 - u) * (t - s))
+
+
+def psd_target(network: Network, y: Tensor, s: Tensor, u: Tensor, t: Tensor) -> Target:
+    """The semigroup target δ_{s,t} = λ δ_{s,u}(y) + (1-λ) δ_{u,t}(X_{s,u}(y)), s < u < t.
+
+    Args:
+        network: two-time denoiser of the target, evaluated without gradient.
+        y: state at s, (B, L, d).
+        s, u, t: flow times (B,).
+    """
+    with torch.no_grad():
+        first = network(y, s, u)
+        second = network(step(y, first.embed(), s, u), u, t)
+    weight = semigroup_weight(s, u, t)
+    return Mixture([(weight, first), (1 - weight, second)])
+
+
+def rollout_target(teacher: Denoiser, y: Tensor, clock: Clock, steps: int) -> Target:
+    """X_{0,1}(y) by the teacher's own Euler rollout from noise: the posterior of its last step.
+
+    Args:
+        teacher: one-time denoiser.
+        y: noise state (B, L, d) in the teacher's embedding.
+        clock: in whose τ the grid is uniform.
+        steps: network calls.
+    """
+    grid = clock.time(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).float().to(y.device)
+    with torch.no_grad():
+        for s, t in zip(grid[:-2], grid[1:-1]):
+            y = step(y, teacher(y, s).embed(), s, t)
+        return teacher(y, grid[-2])
+
+
+@dataclass(frozen=True)
+class FlowMapConfig:
+    """How a flow map is distilled. The published setting: boundary "self", target "student", share 1/32."""
+
+    diagonal: float = 0.5
+    """Share of the rows on the diagonal s = t."""
+    boundary: float = 0.03125
+    """Share of the other rows at (s, t) = (0, 1), rounded stochastically."""
+    boundary_target: str = "self"
+    """"self" (the semigroup target there too) or "teacher" (the teacher's own rollout from the same noise)."""
+    rollout_steps: int = 8
+    """Network calls of the teacher's rollout."""
+    target: str = "student"
+    """Network of the semigroup target: "student" (as it is) or "averaged" (its EMA)."""
+    freeze_embedding: bool = True
+    """Keep the teacher's embedding; otherwise it is trained and the two read one x through two embeddings."""
+
+    def __post_init__(self) -> None:
+        for name in ("diagonal", "boundary"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"flow_map.{name} is a share of rows in [0, 1], got {getattr(self, name)}")
+        if self.boundary_target not in ("self", "teacher"):
+            raise ValueError(f"flow_map.boundary_target = {self.boundary_target!r}: use 'self' or 'teacher'")
+        if self.target not in ("student", "averaged"):
+            raise ValueError(f"flow_map.target = {self.target!r}: use 'student' or 'averaged'")
+        if self.rollout_steps < 1:
+            raise ValueError(f"flow_map.rollout_steps must be at least 1, got {self.rollout_steps}")
+        if self.target == "averaged" and not self.freeze_embedding:
+            raise ValueError(
+                "flow_map.target = 'averaged' needs freeze_embedding = true: the averaged network would read "
+                "the state of another embedding"
+            )
+
+
+class FlowMapObjective:
+    """The FMLM objective.
+
+    Args:
+        config: shares, targets.
+        clock: sampling clock; pairs are drawn and u halved in its τ.
+        teacher: frozen one-time denoiser; None distils a network into itself, the data on the diagonal.
+        averaged: the student's EMA as a denoiser, for target "averaged".
+    """
+
+    def __init__(
+        self,
+        config: FlowMapConfig,
+        clock: Clock,
+        teacher: Denoiser | None = None,
+        averaged: Denoiser | None = None,
+    ):
+        if teacher is None and config.boundary_target == "teacher":
+            raise ValueError("flow_map.boundary_target = 'teacher' needs a teacher: give one or use 'self'")
+        if config.target == "averaged" and averaged is None:
+            raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
+        self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
+        self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
+
+    def prepare(self, model: Denoiser) -> None:
+        if self.teacher is None or self.config.freeze_embedding:
+            self._noise = model.noise_law()
+        else:
+            self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
+
+    @property
+    def noise_width(self) -> int:
+        assert self._noise is not None
+        return self._noise.width
+
+    def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Row kinds and the pair (s, u, t) of each row; on the diagonal s = u = t."""
+        cfg = self.config
+        n_diagonal = stochastic_round(cfg.diagonal * num, generator)
+        n_boundary = stochastic_round(cfg.boundary * (num - n_diagonal), generator)
+        n_interior = num - n_diagonal - n_boundary
+        kind = torch.cat(
+            [
+                torch.full((n,), kind)
+                for n, kind in ((n_diagonal, DIAGONAL), (n_boundary, BOUNDARY), (n_interior, INTERIOR))
+            ]
+        )
+        on = stratified(n_diagonal, generator)
+        # Δ ~ U(0, 1) and τ_s ~ U(0, 1-Δ); a width below 1e-4 of the clock would divide rounding by rounding.
+        width = stratified(n_interior, generator).clamp_min(1e-4)
+        start = stratified(n_interior, generator) * (1 - width)
+        zero, one = torch.zeros(n_boundary, dtype=torch.float64), torch.ones(n_boundary, dtype=torch.float64)
+        tau_s = torch.cat([on, zero, start])
+        tau_t = torch.cat([on, one, start + width])
+        order = torch.randperm(num, generator=generator)
+        # Float64 keeps s < u < t apart where the clock is nearly flat.
+        s, u, t = (self.clock.time(tau[order]) for tau in (tau_s, (tau_s + tau_t) / 2, tau_t))
+        return {"kind": kind[order], "s": s, "u": u, "t": t}
+
+    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self._noise is not None
+        cfg, device = self.config, tokens.device
+        # Kinds are sorted on the CPU, so that the split costs no synchronisation.
+        order = torch.argsort(draws["kind"], stable=True)
+        counts = torch.bincount(draws["kind"], minlength=3).tolist()
+        at = order.to(device)
+        tokens, xi = tokens[at], xi[at]
+        s, u, t = (draws[name][order].to(device) for name in ("s", "u", "t"))
+        s32, t32 = s.float(), t.float()
+
+        noise = self._noise(xi)
+        y0, teacher_y0 = (noise[1], noise[0]) if isinstance(noise, tuple) else (noise, noise)
+        y = corrupt(tokens, s32, model.embedding, y0)
+        posterior = model(y, s32, t32)
+
+        n_diagonal, n_boundary, _ = counts
+        diagonal = slice(0, n_diagonal)
+        # With the teacher's rollout at the boundary, the semigroup target covers the interior alone.
+        first = n_diagonal + (n_boundary if cfg.boundary_target == "teacher" else 0)
+        boundary, pairs = slice(n_diagonal, first), slice(first, None)
+        targets: list[tuple[int, Target]] = []
+        length = tokens.shape[1]
+        with torch.no_grad():
+            if n_diagonal:
+                target = self._diagonal_target(model, tokens[diagonal], teacher_y0[diagonal], s32[diagonal])
+                targets.append((n_diagonal * length, target))
+            if first > n_diagonal:
+                assert self.teacher is not None
+                target = rollout_target(self.teacher, teacher_y0[boundary], self.clock, cfg.rollout_steps)
+                targets.append(((first - n_diagonal) * length, target))
+            if first < len(tokens):
+                network = self.averaged if cfg.target == "averaged" else model
+                assert network is not None
+                training = network.training
+                network.eval()
+                # Times stay float64 so that λ does not round.
+                target = psd_target(network, y[pairs].detach(), s[pairs], u[pairs], t[pairs])
+                network.train(training)
+                targets.append(((len(tokens) - first) * length, target))
+        loss = posterior.cross_entropy(Stacked(targets))
+        back = torch.argsort(at)
+        return {"loss": loss[back]}
+
+    def _diagonal_target(self, model: Denoiser, tokens: Tensor, y0: Tensor, t: Tensor) -> Target:
+        if self.teacher is None:
+            return OneHot(tokens, model.config.vocab_size)
+        return self.teacher(corrupt(tokens, t, self.teacher.embedding, y0), t)

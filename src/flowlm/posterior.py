@@ -1,0 +1,198 @@
+"""The posterior over tokens that a denoiser returns: hidden states and a head, never a tensor of logits.
+
+Every method works through the vocabulary in chunks over tokens, so that nothing of size B×L×V outlives a
+chunk unless `log_probs` asks for it. Under autograd, chunks beyond the first budget are recomputed in the
+backward pass instead of kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Logits held at once, in elements: 64 MiB of float32.
+CHUNK_ELEMENTS = 2**24
+
+
+class Target(Protocol):
+    """What a cross-entropy is taken to: a distribution over tokens at each position."""
+
+    def probs_at(self, rows: slice) -> Tensor:
+        """Probabilities (n, V), float32 and without gradient, of positions `rows` of the flattened (B·L)."""
+        ...
+
+
+class Head(nn.Module):
+    """Hidden state to logits: linear with bias, zero at the start, optionally soft-capped.
+
+    Args:
+        width: d.
+        vocab_size: V.
+        softcap: logits a become c·tanh(a/c); 0 for none.
+        tied: weight (V, d) of the embedding to share, or None.
+    """
+
+    def __init__(self, width: int, vocab_size: int, softcap: float = 0.0, tied: nn.Parameter | None = None):
+        super().__init__()
+        self.softcap = softcap
+        if tied is None:
+            self.weight = nn.Parameter(torch.zeros(vocab_size, width))
+        self._tied = [tied]  # in a list: the embedding owns the parameter
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) in float32."""
+        weight = self.weight if self._tied[0] is None else self._tied[0]
+        logits = F.linear(hidden, weight.to(hidden.dtype), self.bias.to(hidden.dtype)).float()
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+
+class Posterior:
+    """δ_{s,t}(y) or D_t(y): a distribution over the V tokens at each of (B, L) positions.
+
+    Args:
+        hidden: (B, L, d).
+        head: hidden -> logits.
+        embedding: E (V, d), for `embed`.
+    """
+
+    def __init__(self, hidden: Tensor, head: Callable[[Tensor], Tensor], embedding: Tensor):
+        self.hidden, self.head, self.embedding = hidden, head, embedding
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, L)."""
+        return self.hidden.shape[:-1]
+
+    def __getitem__(self, rows: slice) -> Posterior:
+        """The posterior of some rows of the batch."""
+        return Posterior(self.hidden[rows], self.head, self.embedding)
+
+    def detach(self) -> Posterior:
+        """The same values without gradient to the hidden states (heads are evaluated under no_grad)."""
+        return Posterior(self.hidden.detach(), self.head, self.embedding)
+
+    def _slices(self) -> Iterator[slice]:
+        n = self.hidden[..., 0].numel()
+        size = max(1, CHUNK_ELEMENTS // self.embedding.shape[0])
+        return (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(hidden)
+
+    def _chunked(self, fn: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """Apply fn(hidden rows, rows) over chunks; recompute in backward when there is more than one."""
+        hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
+        slices = list(self._slices())
+        recompute = len(slices) > 1 and torch.is_grad_enabled()
+        parts = [
+            checkpoint(fn, hidden[rows], rows, use_reentrant=False) if recompute else fn(hidden[rows], rows)
+            for rows in slices
+        ]
+        out = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return out.view(*self.shape, *out.shape[1:])
+
+    def probs_at(self, rows: slice) -> Tensor:
+        with torch.no_grad():
+            hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[rows]
+            return self._logits(hidden).softmax(-1)
+
+    def log_probs(self) -> Tensor:
+        """log p, float32 (B, L, V). The one method that makes a tensor of that size."""
+        return self._chunked(lambda h, _: self._logits(h).log_softmax(-1))
+
+    def embed(self, temperature: float = 1.0) -> Tensor:
+        """The posterior mean of the state, softmax(logits / temperature)·E, float32 (B, L, d)."""
+
+        def chunk(h: Tensor, _: slice) -> Tensor:
+            return (self._logits(h) / temperature).softmax(-1) @ self.embedding.float()
+
+        return self._chunked(chunk)
+
+    def tokens(self, rule: str = "argmax", uniform: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        """Token ids (B, L).
+
+        Args:
+            rule: "argmax", or "categorical", a draw in float64 by inversion.
+            uniform: (B, L) float64 draws on [0, 1) for the categorical rule.
+            temperature: of the categorical rule.
+        """
+        if rule == "argmax":
+            return self._chunked(lambda h, _: self._logits(h).argmax(-1))
+        if rule != "categorical":
+            raise ValueError(f"unknown last-step rule {rule!r}: use 'argmax' or 'categorical'")
+        if uniform is None:
+            raise ValueError("the categorical rule needs its uniform draws (B, L): pass uniform=")
+        draws = uniform.reshape(-1)
+
+        def chunk(h: Tensor, rows: slice) -> Tensor:
+            cdf = (self._logits(h).double() / temperature).softmax(-1).cumsum(-1)
+            index = torch.searchsorted(cdf, draws[rows, None] * cdf[:, -1:], right=True)
+            return index.squeeze(-1).clamp_max(cdf.shape[-1] - 1)
+
+        return self._chunked(chunk)
+
+    def confidence(self) -> Tensor:
+        """The largest probability at each position (B, L)."""
+        return self._chunked(lambda h, _: self._logits(h).softmax(-1).amax(-1))
+
+    def cross_entropy(self, target: Tensor | Target) -> Tensor:
+        """-Σ_k target_k log p_k at each position (B, L), float32; the target carries no gradient.
+
+        Args:
+            target: token ids (B, L), or a distribution (a Posterior, a Mixture).
+        """
+        if isinstance(target, Tensor):
+            ids = target.reshape(-1)
+            return self._chunked(lambda h, rows: F.cross_entropy(self._logits(h), ids[rows], reduction="none"))
+        return self._chunked(lambda h, rows: -(target.probs_at(rows) * self._logits(h).log_softmax(-1)).sum(-1))
+
+
+class Mixture:
+    """Σ_i w_i p_i of posteriors over the same positions; the weights (B,) or (B, L) sum to 1."""
+
+    def __init__(self, parts: Sequence[tuple[Tensor, Posterior]]):
+        shape = parts[0][1].shape
+        self.parts = [
+            (w.reshape(w.shape + (1,) * (len(shape) - w.dim())).expand(shape).reshape(-1, 1), p) for w, p in parts
+        ]
+
+    def probs_at(self, rows: slice) -> Tensor:
+        out = None
+        for weight, part in self.parts:
+            term = weight[rows] * part.probs_at(rows)
+            out = term if out is None else out + term
+        assert out is not None
+        return out
+
+
+class Stacked:
+    """Targets over consecutive rows of one batch, each a Target with its share of flattened positions."""
+
+    def __init__(self, parts: Sequence[tuple[int, Target]]):
+        self.parts = parts
+
+    def probs_at(self, rows: slice) -> Tensor:
+        out, start = [], 0
+        for size, part in self.parts:
+            low, high = max(rows.start - start, 0), min(rows.stop - start, size)
+            if low < high:
+                out.append(part.probs_at(slice(low, high)))
+            start += size
+        return torch.cat(out)
+
+
+class OneHot:
+    """Token ids (B, L) as a distribution."""
+
+    def __init__(self, tokens: Tensor, vocab_size: int):
+        self.tokens, self.vocab_size = tokens.reshape(-1), vocab_size
+
+    def probs_at(self, rows: slice) -> Tensor:
+        return F.one_hot(self.tokens[rows], self.vocab_size).float()
