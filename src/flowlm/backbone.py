@@ -78,10 +78,11 @@ class TimeEmbedding(nn.Module):
         self.register_buffer(
             "frequencies", scale * torch.exp(-math.log(1e4) * torch.arange(128) / 128), persistent=False
         )
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        last = nn.Linear(width, width)
         if zero:
-            nn.init.zeros_(self.mlp[2].weight)
-            nn.init.zeros_(self.mlp[2].bias)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), last)
 
     def forward(self, tau: Tensor) -> Tensor:
         """(B,) or (B, L) -> (B, 1, C) or (B, L, C)."""

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 
-def correct_decoding_probability(t: Tensor, vocab_size: int, *, with_rate: bool = False) -> tuple[Tensor, Tensor]:
+def correct_decoding_probability(
+    t: Tensor, vocab_size: int, *, with_rate: bool = False
+) -> tuple[Tensor, Tensor]:
     """P_c(t) = E_{Z~N(0,1)}[Φ(Z + t/(1-t))^(V-1)], and its derivative in t, in float64 by quadrature.
 
     P_c is the probability that the largest coordinate of (1-t) z + t·onehot is the token's own
@@ -101,7 +103,9 @@ class _MonotoneCurve(nn.Module):
         # Fritsch–Carlson: slopes of at most three times the neighbouring secants keep the cubic monotone.
         secant = (y[1:] - y[:-1]) / (x[1:] - x[:-1])
         pad = secant.new_full((1,), float("inf"))
-        m = torch.minimum(m.clamp_min(0), 3 * torch.minimum(torch.cat([pad, secant]), torch.cat([secant, pad])))
+        m = torch.minimum(
+            m.clamp_min(0), 3 * torch.minimum(torch.cat([pad, secant]), torch.cat([secant, pad]))
+        )
         for name, value in (("x", x), ("y", y), ("m", m)):
             self.register_buffer(name, value, persistent=False)
 
@@ -138,7 +142,11 @@ class _MonotoneCurve(nn.Module):
 
     def inverse(self, y: Tensor) -> Tensor:
         target = y.to(self.y.dtype).clamp(0, 1)
-        i = torch.searchsorted(self.y, target.detach().contiguous(), right=True).sub(1).clamp(0, len(self.x) - 2)
+        i = (
+            torch.searchsorted(self.y, target.detach().contiguous(), right=True)
+            .sub(1)
+            .clamp(0, len(self.x) - 2)
+        )
         low, high = torch.zeros_like(target), torch.ones_like(target)
         for _ in range(54):  # one bit of a float64 mantissa each
             mid = 0.5 * (low + high)
@@ -208,7 +216,9 @@ class AdaptiveClock(Clock):
     def __init__(self, base: Clock, bins: int = 32, floor: float = 0.2, memory: float = 0.5):
         super().__init__()
         if not 0 < floor <= 1:
-            raise ValueError(f"floor must lie in (0, 1], got {floor}: without it some times would never be drawn")
+            raise ValueError(
+                f"floor must lie in (0, 1], got {floor}: without it some times would never be drawn"
+            )
         self.base, self.bins, self.floor, self.memory = base, bins, floor, memory
         self.register_buffer("cdf", torch.linspace(0, 1, bins + 1, dtype=torch.float64))
         self.register_buffer("total", torch.zeros(bins, dtype=torch.float64))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from flowlm.backbone import Backbone, BackboneConfig, TimeEmbedding
 from flowlm.clock import make_clock
-from flowlm.path import LowRankNoise, DenseNoise, noise_law, times_like
+from flowlm.path import DenseNoise, LowRankNoise, noise_law, times_like
 from flowlm.posterior import Head, Posterior
 
 
@@ -85,7 +85,9 @@ class Denoiser(nn.Module):
             ValueError: t given to a one-time denoiser.
         """
         if t is not None and not self.config.two_times:
-            raise ValueError("this denoiser was built with one time (FLM): it has no δ_{s,t}; distil it first")
+            raise ValueError(
+                "this denoiser was built with one time (FLM): it has no δ_{s,t}; distil it first"
+            )
         cond = self.time_embedding(self.clock.tau(_batched(s, y)))
         if self.config.two_times:
             cond = cond + self.end_embedding(self.clock.tau(_batched(s if t is None else t, y)))

@@ -1,1 +1,281 @@
-class FlowLM: pass
+"""`FlowLM`: a denoiser with its tokenizer, as a folder that is loaded, generated from and saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from flowlm import files
+from flowlm.clock import AdaptiveClock, Clock
+from flowlm.config import from_dict, to_dict
+from flowlm.data.tokens import Tokenizer
+from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.device import precision, resolve_device, resolve_dtype
+from flowlm.samplers import Sample, Step, check_sampler_options, sample
+
+FORMAT = "flowlm/1"
+
+#: State held at once while sampling, in elements of (batch, L, max(d, V/8)): about 0.5 GiB with the network's own.
+SAMPLE_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Passages and how they were made."""
+
+    texts: list[str]
+    """Decoded up to the first [EOS]."""
+    tokens: Tensor
+    """(num, L) token ids, on the CPU."""
+    nfe: int
+    """Network calls per passage."""
+
+
+class FlowLM:
+    """A flow language model, or its flow map, with its tokenizer.
+
+    Args:
+        denoiser: the network.
+        tokenizer: of the same vocabulary.
+        sampling_clock: in whose τ sampling grids are uniform; the denoiser's own when None.
+
+    Raises:
+        ValueError: the tokenizer's vocabulary is not the denoiser's.
+    """
+
+    def __init__(self, denoiser: Denoiser, tokenizer: Tokenizer, sampling_clock: Clock | None = None):
+        if tokenizer.vocab_size != denoiser.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens and the model {denoiser.config.vocab_size}: "
+                "this is the tokenizer of another run"
+            )
+        self.denoiser, self.tokenizer, self.sampling_clock = denoiser, tokenizer, sampling_clock
+
+    @property
+    def embedding(self) -> nn.Parameter:
+        """E (V, d)."""
+        return self.denoiser.embedding
+
+    @property
+    def length(self) -> int:
+        """L, tokens in a passage."""
+        return self.denoiser.config.length
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, weights: str = "auto", device: str = "cpu") -> FlowLM:
+        """Load a run directory or a saved model.
+
+        Args:
+            folder: with config.json, tokenizer.json and weights.
+            weights: "ema" (averaged), "model" (as trained), or "auto" (averaged where there are any).
+            device: "auto", "cpu", "cuda" or "mps".
+
+        Raises:
+            ValueError: no model there, a half-written or foreign folder, weights that do not fit (every missing
+                and unexpected key is listed), a tokenizer of another vocabulary.
+        """
+        folder = Path(folder)
+        config = read_model_config(folder)
+        if weights not in ("auto", "ema", "model"):
+            raise ValueError(f"weights = {weights!r}: use 'auto', 'ema' or 'model'")
+        name = weights
+        if weights == "auto":
+            name = "ema" if (folder / "ema.safetensors").exists() else "model"
+        denoiser = Denoiser(config)
+        load_weights(denoiser, folder / f"{name}.safetensors")
+        denoiser.eval()
+        tokenizer = Tokenizer.load(folder)
+        sampling = read_sampling_clock(folder, denoiser.clock)
+        return cls(denoiser.to(resolve_device(device)), tokenizer, sampling)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json, model.safetensors and the tokenizer; each file atomically.
+
+        Raises:
+            OSError: with the reason and what to do (full disk, no permission).
+        """
+        folder = Path(folder)
+        write_weights(folder / "model.safetensors", self.denoiser.state_dict())
+        self.tokenizer.save(folder)
+        write_sampling_clock(folder, self.sampling_clock)
+        # The config last: a folder without it is known to be half-written.
+        write_model_config(folder, self.denoiser.config)
+
+    def generate_in_parts(
+        self,
+        num: int,
+        steps: int = 1,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        gamma: float = 0.0,
+        prior_scale: float = 1.0,
+        temperature: float = 1.0,
+        last: str = "argmax",
+        dtype: str = "float32",
+        batch: int = 0,
+        callback: Callable[[Step], None] | None = None,
+    ) -> Iterator[Generation]:
+        """As `generate`, handing out parts of at most `batch` passages, whatever num is."""
+        check_sampler_options(steps, gamma, prior_scale, temperature, last, num)
+        device = self.embedding.device
+        compute, _ = resolve_dtype(dtype, device)
+        size = batch or max(
+            1, SAMPLE_ELEMENTS // (self.length * max(self.embedding.shape[1], len(self.embedding) // 8))
+        )
+        for start in range(0, num, size):
+            with precision(device, compute):
+                part: Sample = sample(
+                    self.denoiser,
+                    min(size, num - start),
+                    self.length,
+                    steps,
+                    seed=seed,
+                    first=first + start,
+                    gamma=gamma,
+                    prior_scale=prior_scale,
+                    temperature=temperature,
+                    last=last,
+                    clock=self.sampling_clock,
+                    callback=callback,
+                )
+            tokens = part.tokens.cpu()
+            yield Generation([self.tokenizer.decode(row) for row in tokens.tolist()], tokens, part.nfe)
+
+    def generate(self, num: int, steps: int = 1, **options: Any) -> list[str]:
+        """num passages in `steps` network calls each, as texts.
+
+        Args:
+            num: how many; done in parts that fit in memory.
+            steps: network calls per passage.
+            options: seed, first, gamma, prior_scale, temperature, last, dtype, batch, callback: see
+                `flowlm.sample`. Passage i depends on (seed, first + i) alone.
+        """
+        return [text for part in self.generate_in_parts(num, steps, **options) for text in part.texts]
+
+
+def write_model_config(folder: Path, config: DenoiserConfig) -> None:
+    """config.json: the format's version and what the denoiser is made of."""
+    files.write_json(folder / "config.json", {"format": FORMAT, "model": to_dict(config)})
+
+
+def read_model_config(folder: Path) -> DenoiserConfig:
+    """The denoiser's config of a saved model.
+
+    Raises:
+        ValueError: no such folder, no config.json, another format, unknown keys.
+    """
+    path = folder / "config.json"
+    if not folder.is_dir():
+        raise ValueError(f"no run at {folder}: give a run directory, such as runs/grammar")
+    if not path.exists():
+        raise ValueError(
+            f"{folder} holds no config.json: it is not a run, or its first checkpoint was never finished; "
+            "train again, or resume with flowlm train --resume if it has checkpoints"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it from the run's checkpoints folder"
+        ) from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found!r}, this version of flowlm reads {FORMAT!r}: "
+            "it was written by another version, or by another program"
+        )
+    try:
+        return from_dict(DenoiserConfig, content.get("model", {}), "model.")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, atomically."""
+    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    files.write_atomically(path, lambda p: _save_file(flat, p))
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path)
+    except SafetensorError as error:
+        # safetensors wraps the operating system's error in its own: unwrap what a full disk says.
+        if "os error 28" in str(error).lower() or "no space" in str(error).lower():
+            raise OSError(28, "No space left on device") from error
+        raise OSError(f"safetensors: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    if not path.exists():
+        raise ValueError(f"no weights at {path}: the run was not finished, or the file was moved")
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged or cut short ({error}): use a checkpoint of the run instead"
+        ) from None
+
+
+def load_weights(module: nn.Module, path: Path, *, allow_missing: tuple[str, ...] = ()) -> None:
+    """Load weights strictly by name.
+
+    Args:
+        allow_missing: prefixes of parameters that may be absent (they keep their initial values).
+
+    Raises:
+        ValueError: listing every missing and unexpected key, and every shape that differs.
+    """
+    found, wanted = read_tensors(path), module.state_dict()
+    missing = sorted(k for k in wanted if k not in found and not k.startswith(allow_missing or ("\0",)))
+    unexpected = sorted(k for k in found if k not in wanted)
+    shapes = [
+        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in found and found[k].shape != wanted[k].shape
+    ]
+    if missing or unexpected or shapes:
+        lines = [f"the weights in {path} do not fit the model:"]
+        lines += [f"  missing: {', '.join(missing)}"] * bool(missing)
+        lines += [f"  unexpected: {', '.join(unexpected)}"] * bool(unexpected)
+        lines += [f"  shapes: {'; '.join(shapes)}"] * bool(shapes)
+        lines.append("they belong to a model of another configuration: compare the two config.json")
+        raise ValueError("\n".join(lines))
+    module.load_state_dict(found, strict=False)
+
+
+def write_sampling_clock(folder: Path, clock: Clock | None) -> None:
+    """clock.json: what the sampling grid is uniform in; nothing to keep but for an adaptive clock."""
+    state: dict[str, Any] = {"sampling": "conditioning"}
+    if isinstance(clock, AdaptiveClock):
+        state = {"sampling": "adaptive", "floor": clock.floor, "memory": clock.memory}
+        state |= {name: getattr(clock, name).tolist() for name in ("cdf", "total", "count")}
+    files.write_json(folder / "clock.json", state)
+
+
+def read_sampling_clock(folder: Path, base: Clock) -> Clock | None:
+    """The sampling clock saved beside a model; None for the conditioning clock."""
+    path = folder / "clock.json"
+    if not path.exists():
+        return None
+    state = json.loads(path.read_text(encoding="utf-8"))
+    if state["sampling"] == "conditioning":
+        return None
+    clock = AdaptiveClock(base, len(state["total"]), state["floor"], state["memory"])
+    for name in ("cdf", "total", "count"):
+        getattr(clock, name).copy_(torch.tensor(state[name], dtype=torch.float64))
+    return clock

@@ -171,7 +171,9 @@ def renoise_times(t: Tensor | float, gamma: float) -> Tensor:
     return 1 - (1 - torch.as_tensor(t)) * (1 - gamma * gamma) ** 0.5
 
 
-def renoise(y: Tensor, d: Tensor, noise: Tensor, t: Tensor | float, t_mid: Tensor | float, gamma: float) -> Tensor:
+def renoise(
+    y: Tensor, d: Tensor, noise: Tensor, t: Tensor | float, t_mid: Tensor | float, gamma: float
+) -> Tensor:
     """From X_{·,t̃} back to noise level t': y + (σ̃-σ) d + γσ y_0, σ = 1-t', σ̃ = 1-t̃.
 
     Args:

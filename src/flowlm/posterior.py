@@ -150,8 +150,12 @@ class Posterior:
         """
         if isinstance(target, Tensor):
             ids = target.reshape(-1)
-            return self._chunked(lambda h, rows: F.cross_entropy(self._logits(h), ids[rows], reduction="none"))
-        return self._chunked(lambda h, rows: -(target.probs_at(rows) * self._logits(h).log_softmax(-1)).sum(-1))
+            return self._chunked(
+                lambda h, rows: F.cross_entropy(self._logits(h), ids[rows], reduction="none")
+            )
+        return self._chunked(
+            lambda h, rows: -(target.probs_at(rows) * self._logits(h).log_softmax(-1)).sum(-1)
+        )
 
 
 class Mixture:
@@ -160,7 +164,8 @@ class Mixture:
     def __init__(self, parts: Sequence[tuple[Tensor, Posterior]]):
         shape = parts[0][1].shape
         self.parts = [
-            (w.reshape(w.shape + (1,) * (len(shape) - w.dim())).expand(shape).reshape(-1, 1), p) for w, p in parts
+            (w.reshape(w.shape + (1,) * (len(shape) - w.dim())).expand(shape).reshape(-1, 1), p)
+            for w, p in parts
         ]
 
     def probs_at(self, rows: slice) -> Tensor:

@@ -23,7 +23,9 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(key(*parts))
 
 
-def normal_rows(rows: Iterable[tuple[int | str, ...]], shape: tuple[int, ...], device: torch.device) -> Tensor:
+def normal_rows(
+    rows: Iterable[tuple[int | str, ...]], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Standard normal rows, one key each, (len(rows), *shape), float32.
 
     Drawn on the CPU whatever the device, so that a seed means the same everywhere.
@@ -37,7 +39,9 @@ def normal_rows(rows: Iterable[tuple[int | str, ...]], shape: tuple[int, ...], d
     return out.to(device, non_blocking=True)
 
 
-def uniform_rows(rows: Iterable[tuple[int | str, ...]], shape: tuple[int, ...], device: torch.device) -> Tensor:
+def uniform_rows(
+    rows: Iterable[tuple[int | str, ...]], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
     """Uniform rows on [0, 1), one key each, (len(rows), *shape), float64 for exact categorical draws."""
     gen = torch.Generator()
     keys = [key(*parts) for parts in rows]

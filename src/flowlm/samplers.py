@@ -50,7 +50,9 @@ def check_sampler_options(
 ) -> None:
     """Refuse options that mean nothing, with the reason."""
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}: every sample takes at least one network call")
+        raise ValueError(
+            f"steps must be at least 1, got {steps}: every sample takes at least one network call"
+        )
     if num < 1:
         raise ValueError(f"num must be at least 1, got {num}")
     if not 0 <= gamma <= 1:

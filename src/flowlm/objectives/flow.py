@@ -1,6 +1,6 @@
 """FLM: cross-entropy of the clean tokens given the noisy state (arXiv 2602.16813, the FLM objective).
 
-    E_{τ~U[0,1]} mean_l -log D_{t(τ)}(y_t)_l[token_l]
+E_{τ~U[0,1]} mean_l -log D_{t(τ)}(y_t)_l[token_l]
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class FlowObjective:
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"t": self.clock.time(stratified(num, generator)).float()}
 
-    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         assert self._noise is not None
         t = draws["t"].to(tokens.device)
         y = corrupt(tokens, t, model.embedding, self._noise(xi))

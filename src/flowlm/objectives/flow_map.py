@@ -9,6 +9,7 @@ Each target is a function of the networks, the state and the times; splitting an
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def rollout_target(teacher: Denoiser, y: Tensor, clock: Clock, steps: int) -> Ta
     """
     grid = clock.time(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).float().to(y.device)
     with torch.no_grad():
-        for s, t in zip(grid[:-2], grid[1:-1]):
+        for s, t in itertools.pairwise(grid[:-1]):
             y = step(y, teacher(y, s).embed(), s, t)
         return teacher(y, grid[-2])
 
@@ -164,7 +165,9 @@ class FlowMapObjective:
         s, u, t = (self.clock.time(tau[order]) for tau in (tau_s, (tau_s + tau_t) / 2, tau_t))
         return {"kind": kind[order], "s": s, "u": u, "t": t}
 
-    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(
+        self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         assert self._noise is not None
         cfg, device = self.config, tokens.device
         # Kinds are sorted on the CPU, so that the split costs no synchronisation.

@@ -1,1 +1,1 @@
-
+"""Training: one loop, averaged weights, checkpoints that survive anything."""

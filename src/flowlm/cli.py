@@ -1,0 +1,420 @@
+"""The command line: `flowlm train | distill | generate | evaluate | demo | info`.
+
+Each command's own help is a short lesson in what it does; options are the fields of the configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+USAGE = """\
+flowlm: language models that write a whole passage in one forward pass
+
+  flowlm train RECIPE.toml [--out RUN] [--train.steps N ...]     train an FLM: noise to text, many small steps
+  flowlm distill RECIPE.toml --teacher RUN [--out RUN2]          distil it into an FMLM: noise to text, one step
+  flowlm train --resume RUN                                      continue an interrupted run, bit for bit
+  flowlm generate RUN [--num 8] [--steps 1] [--seed 0]           write passages
+  flowlm evaluate RUN|FILE [--steps 1,2,4,8,16,64] [--num 1000]  measure them
+  flowlm demo [--minutes 15]                                     all of it, on a language whose law is known
+  flowlm info RUN|RECIPE.toml                                    what a run or recipe is, and its size
+
+An FLM (flow language model) turns Gaussian noise over one-hot tokens into text along a flow, one network call
+a step. An FMLM (flow map language model) is the same network taught to jump along that flow, in one call.
+
+flowlm COMMAND --help tells more. FLOWLM_DEBUG=1 shows tracebacks.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """Write passages with a trained model: start from noise, call the network --steps times, print the text."""
+
+    num: int = 8
+    """How many passages."""
+    steps: int = 1
+    """Network calls per passage (NFE): 1 for an FMLM, more for an FLM."""
+    seed: int = 0
+    """Passage i depends on (seed, i) alone."""
+    gamma: float = 0.0
+    """Share of re-noising between steps, in [0, 1]."""
+    prior_scale: float = 1.0
+    """Scale of the initial noise; below 1 writes likelier, less varied text."""
+    temperature: float = 1.0
+    """Temperature of every posterior."""
+    last: str = "argmax"
+    """Rule of the last step: argmax or categorical."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "auto"
+    """auto, bfloat16 or float32."""
+    json: bool = False
+    """Print one JSON object a line instead of text."""
+    out: str = ""
+    """Write the sample file here (JSONL with a header line)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateOptions:
+    """Measure a run (it generates first, in sample files) or a sample file.
+
+    On `grammar` the law is known exactly: share of valid stories, which rules broke, likelihood of the valid
+    ones, distance of every slot and pair of slots from the law. On any text: entropy, uniqueness, distinct-2.
+    """
+
+    steps: str = "1,2,4,8,16,64"
+    """Network calls, comma-separated; one row each."""
+    num: int = 1000
+    """Passages per row."""
+    seed: int = 0
+    """Seed of the samples."""
+    gamma: float = 0.0
+    """Share of re-noising between steps."""
+    prior_scale: float = 1.0
+    """Scale of the initial noise."""
+    temperature: float = 1.0
+    """Temperature of every posterior."""
+    last: str = "argmax"
+    """Rule of the last step: argmax or categorical."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    dtype: str = "auto"
+    """auto, bfloat16 or float32."""
+    json: str = ""
+    """Write the rows here as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoOptions:
+    """Train an FLM on stories, distil it into an FMLM, and watch it write in one step."""
+
+    minutes: float = 15.0
+    """Time for the whole; training is scaled to fit."""
+    seed: int = 0
+    """Seed of the training."""
+    out: str = "runs/demo"
+    """Where everything is saved."""
+    num: int = 1000
+    """Stories per row of the evaluation."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0, or 1 with one message for anything wrong)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    if args[0] in ("-V", "--version"):
+        from flowlm import __version__
+
+        print(f"flowlm {__version__}")
+        return 0
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "distill": _distill,
+        "generate": _generate,
+        "evaluate": _evaluate,
+        "demo": _demo,
+        "info": _info,
+    }
+    from flowlm.config import nearest
+
+    if args[0] not in commands:
+        return _fail(f"unknown command {args[0]!r}: {nearest(args[0], commands)}")
+    from flowlm.training.loop import TrainingError
+
+    try:
+        return commands[args[0]](args[1:])
+    except (ValueError, OSError, ImportError, TrainingError) as error:
+        if os.environ.get("FLOWLM_DEBUG"):
+            raise
+        message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
+            message = f"{error.filename}: {message}"
+        return _fail(message)
+    except KeyboardInterrupt:
+        return _fail("interrupted")
+
+
+def _fail(message: str) -> int:
+    print(f"flowlm: {message}", file=sys.stderr)
+    return 1
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def _positional(args: list[str], what: str) -> str:
+    if not args or args[0].startswith("-"):
+        raise ValueError(f"give {what} first; see --help")
+    return args.pop(0)
+
+
+def _options(kind: type, default: Any, args: list[str], prog: str, description: str | None = None) -> Any:
+    import tyro
+
+    marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
+    return tyro.cli(kind, default=default, args=args, prog=prog, description=description, config=marks)
+
+
+# -- train, distill --------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _RunOptions:
+    out: str = ""
+    """Run directory to make; runs/<recipe's name> when empty."""
+    resume: str = ""
+    """Continue this run directory, interrupted or killed, from its newest checkpoint."""
+    force: bool = False
+    """Replace a run that is already there."""
+
+
+def _train(args: list[str]) -> int:
+    return _train_or_distill(args, "train", "flow")
+
+
+def _distill(args: list[str]) -> int:
+    return _train_or_distill(args, "distill", "flow-map")
+
+
+def _train_or_distill(args: list[str], command: str, objective: str) -> int:
+    import tyro
+
+    from flowlm.config import RunConfig, default_run_folder, from_dict, merge, read_toml, recipe_path, to_dict
+    from flowlm.training.loop import Trainer, open_run
+
+    recipe = args.pop(0) if args and not args[0].startswith("-") else ""
+    values: dict[str, Any] = read_toml(recipe_path(recipe)) if recipe else {}
+    if command == "distill":
+        if "model" in values:
+            raise ValueError(
+                f"{recipe}: a distillation has no [model] of its own, the student is made like its teacher"
+            )
+        teacher = _peek(args, "--teacher") or values.get("teacher", "")
+        if teacher:
+            # The student learns on its teacher's data unless told otherwise.
+            run = read_toml(Path(teacher) / "config.toml") if (Path(teacher) / "config.toml").exists() else {}
+            values = merge({"data": run.get("data", {})}, values)
+        values.setdefault("objective", objective)
+    try:
+        config = from_dict(RunConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}" if recipe else str(error)) from None
+
+    kind = dataclasses.make_dataclass(
+        "Options",
+        [("config", Annotated[RunConfig, tyro.conf.arg(name="")], dataclasses.field(default=config))],
+        bases=(_RunOptions,),
+        frozen=True,
+    )
+    what = {
+        "train": "Train a model by a recipe. Any field can be set: --train.steps 200 --model.backbone.width 64.",
+        "distill": "Distil an FLM (--teacher RUN) into its flow map, which writes in one step.",
+    }[command]
+    options = _options(kind, kind(), args, f"flowlm {command} [RECIPE.toml]", what)
+    if options.resume:
+        trainer = open_run(options.resume, say=_say)
+    else:
+        if not recipe:
+            raise ValueError(f"give a recipe, such as flowlm {command} recipes/grammar.toml, or --resume RUN")
+        if command == "distill" and not options.config.teacher:
+            raise ValueError("distill needs its teacher: --teacher RUN, the run directory of a trained FLM")
+        folder = options.out or default_run_folder(recipe)
+        trainer = Trainer(options.config, folder, say=_say)
+        trainer.start(force=options.force)
+        _say(f"{trainer.run.path}: {_size(to_dict(trainer.config), trainer.model)}")
+    result = trainer.train()
+    if not result.finished:
+        return 130
+    _say(
+        f"done: step {result.step}, held-out loss {result.held_out:.4f} nats a token; the model is in {result.folder}"
+    )
+    return 0
+
+
+def _peek(args: list[str], name: str) -> str:
+    for i, arg in enumerate(args):
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+        if arg.startswith(name + "="):
+            return arg.split("=", 1)[1]
+    return ""
+
+
+def _size(config: dict[str, Any], model: Any) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    inside = sum(p.numel() for p in model.backbone.parameters())
+    m = config["model"]
+    return (
+        f"{total:,} parameters ({inside:,} in the backbone), V = {m['vocab_size']}, L = {m['length']}, "
+        f"d = {m['backbone']['width']}"
+    )
+
+
+# -- generate, evaluate ----------------------------------------------------------------------------------------
+
+
+def _sampler(options: GenerateOptions | EvaluateOptions) -> dict[str, Any]:
+    return {
+        "gamma": options.gamma,
+        "prior_scale": options.prior_scale,
+        "temperature": options.temperature,
+        "last": options.last,
+    }
+
+
+def _generate(args: list[str]) -> int:
+    import json
+    import tempfile
+    import time
+
+    if args and args[0] in ("-h", "--help"):
+        _options(GenerateOptions, GenerateOptions(), args, "flowlm generate RUN")
+    run = Path(_positional(args, "a run directory, such as flowlm generate runs/demo/fmlm"))
+    options: GenerateOptions = _options(GenerateOptions, GenerateOptions(), args, "flowlm generate RUN")
+    from flowlm.evaluation.runs import write_run_samples
+    from flowlm.evaluation.samples import read_samples
+    from flowlm.model import FlowLM
+
+    model = FlowLM.from_pretrained(run, device=options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(options.out) if options.out else Path(folder) / "samples.jsonl"
+        start = time.perf_counter()
+        write_run_samples(
+            model,
+            run,
+            path,
+            options.num,
+            options.steps,
+            seed=options.seed,
+            dtype=options.dtype,
+            **_sampler(options),
+        )
+        seconds = time.perf_counter() - start
+        header, records = read_samples(path)
+    for record in records:
+        print(
+            json.dumps(dataclasses.asdict(record), ensure_ascii=False) if options.json else record.text + "\n"
+        )
+    tokens = options.num * model.length
+    plural = "call" if options.steps == 1 else "calls"
+    _say(
+        f"{options.num} passages, {options.steps} network {plural} each, {seconds:.2f} s, "
+        f"{tokens / seconds:,.0f} tokens/s ({header.dtype} on {model.embedding.device})"
+    )
+    if options.out:
+        _say(f"written to {options.out}")
+    return 0
+
+
+def parse_steps(text: str) -> list[int]:
+    """Step counts of a comma-separated list.
+
+    Raises:
+        ValueError: something else than positive whole numbers.
+    """
+    try:
+        steps = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(
+            f"--steps {text!r}: give whole numbers separated by commas, such as 1,2,4,8"
+        ) from None
+    if any(k < 1 for k in steps):
+        raise ValueError(f"--steps {text!r}: every sample takes at least one network call")
+    return steps
+
+
+def _evaluate(args: list[str]) -> int:
+    if args and args[0] in ("-h", "--help"):
+        _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate RUN|FILE")
+    target = Path(_positional(args, "a run directory or a sample file"))
+    options: EvaluateOptions = _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate RUN|FILE")
+    from rich.console import Console
+
+    from flowlm.data.grammar import Grammar
+    from flowlm.evaluation.metrics import law_row
+    from flowlm.evaluation.report import table_text, write_json
+    from flowlm.evaluation.runs import evaluate_run, score_file
+
+    if target.is_file():
+        rows = [score_file(target)]
+    else:
+        steps = parse_steps(options.steps)
+        rows = evaluate_run(
+            target,
+            steps,
+            options.num,
+            seed=options.seed,
+            device=options.device,
+            dtype=options.dtype,
+            tick=lambda k, done: _say(f"{k} steps: {done}/{options.num}") if done == options.num else None,
+            **_sampler(options),
+        )
+    if rows[0]["law"]:
+        rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
+    Console().print(table_text(rows))
+    if options.json:
+        write_json(options.json, rows)
+        _say(f"written to {options.json}")
+    return 0
+
+
+# -- demo, info ------------------------------------------------------------------------------------------------
+
+
+def _demo(args: list[str]) -> int:
+    options: DemoOptions = _options(DemoOptions, DemoOptions(), args, "flowlm demo")
+    from flowlm.demo import run_demo
+
+    run_demo(
+        Path(options.out),
+        minutes=options.minutes,
+        seed=options.seed,
+        num=options.num,
+        device=options.device,
+        say=lambda text: print(text, flush=True),
+    )
+    return 0
+
+
+def _info(args: list[str]) -> int:
+    if args and args[0] in ("-h", "--help"):
+        print(
+            "usage: flowlm info RUN|RECIPE.toml\n\nWhat a run or a recipe is: model, data, objective, size."
+        )
+        return 0
+    target = Path(_positional(args, "a run directory or a recipe"))
+    from flowlm.config import RunConfig, dump_toml, from_dict, load_recipe, read_toml
+    from flowlm.denoiser import Denoiser
+    from flowlm.evaluation.runs import describe_data
+    from flowlm.model import read_model_config
+    from flowlm.training.checkpoint import RunDirectory
+
+    if target.is_dir():
+        model_config = read_model_config(target)
+        model = Denoiser(model_config)
+        print(
+            f"{target}: {'FMLM (flow map, two times)' if model_config.two_times else 'FLM (flow, one time)'}"
+        )
+        print(_size({"model": dataclasses.asdict(model_config)}, model))
+        steps = RunDirectory(target).steps()
+        print(f"checkpoints: {', '.join(map(str, steps)) or 'none'}")
+        for key, value in describe_data(target).items():
+            print(f"data {key}: {value}")
+        if (target / "config.toml").exists():
+            print(dump_toml(from_dict(RunConfig, read_toml(target / "config.toml"))))
+    else:
+        print(dump_toml(load_recipe(target)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Where a model runs and in which precision: chosen explicitly, said in words."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device named "auto", "cpu", "cuda", "cuda:N" or "mps".
+
+    Raises:
+        ValueError: an unknown name, or a device this machine does not have.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    kind = name.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or mps")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu or auto"
+        )
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' was asked for, but torch sees none here: use --device cpu or auto")
+    return torch.device(name)
+
+
+def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
+    """The compute dtype named "auto", "bfloat16" or "float32", and the reason for it.
+
+    bfloat16 is chosen where the hardware has matrix units for it: elsewhere its casts cost more than they gain.
+    """
+    if name == "float32":
+        return torch.float32, "asked for"
+    if name == "bfloat16":
+        return torch.bfloat16, "asked for"
+    if name != "auto":
+        raise ValueError(f"unknown dtype {name!r}: use auto, bfloat16 or float32")
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.bfloat16, "this GPU multiplies bfloat16 matrices"
+    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+        return torch.bfloat16, "this CPU has AMX units for bfloat16 matrices"
+    return torch.float32, f"no fast bfloat16 on this {device.type} device"
+
+
+def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """Autocast to dtype, or nothing for float32. Weights, embeddings, softmax and losses stay float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)

@@ -1,0 +1,95 @@
+"""Writing files so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+_ELSEWHERE = "choose another folder with --out"
+_FIXES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EACCES: f"{_ELSEWHERE} or change its permissions",
+    errno.EPERM: f"{_ELSEWHERE} or change its permissions",
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: f"a part of the path is a file, {_ELSEWHERE}",
+    errno.EEXIST: f"a file is in the way, {_ELSEWHERE}",
+}
+
+
+def explain(error: OSError, path: Path) -> OSError:
+    """The same error in plain words: what could not be written, why, whether anything was lost, the fix."""
+    number = error.errno or 0
+    state = "what was there is untouched" if path.exists() else "nothing was written"
+    fix = f" ({_FIXES[number]})" if number in _FIXES else ""
+    # OSError picks the subclass that belongs to the number.
+    return OSError(number, f"cannot write {path}: {error.strerror or error}; {state}{fix}")
+
+
+def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Call write(temporary path in the same folder), flush it to disk, and move it into place.
+
+    Missing parent folders are made.
+
+    Raises:
+        OSError: it could not be written, explained; nothing is left behind.
+    """
+    path = Path(path)
+    # In the same folder, since a rename is atomic within one file system only.
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        sync(temporary)  # else a crash may keep the new name and lose the content
+        os.replace(temporary, path)
+    except OSError as error:
+        raise explain(error, path) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_data(path: str | os.PathLike[str], data: str | bytes | Iterable[bytes]) -> None:
+    """All of `data` (text as UTF-8), atomically."""
+    if isinstance(data, str):
+        data = data.encode()
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "xb") as file:
+            for chunk in (data,) if isinstance(data, bytes) else data:
+                file.write(chunk)
+
+    write_atomically(path, write)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """A JSON file, atomically; NaN and infinities are refused."""
+    write_data(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Put source's content at path, atomically; shares the disk blocks where the file system can."""
+
+    def write(temporary: Path) -> None:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+    write_atomically(path, write)

@@ -1,0 +1,218 @@
+"""Run directories and their checkpoints: written whole or not at all, pruned by a policy, never pickled.
+
+run/
+  config.toml  config.json  tokenizer.json  clock.json     what it is
+  model.safetensors  ema.safetensors                       the exported checkpoint's weights
+  metrics.jsonl  samples/                                  what happened
+  checkpoints/step-00000250/                               what a resume needs
+    model.safetensors  ema.safetensors  optimizer.safetensors  clock.json  state.json
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlm import files
+from flowlm.clock import Clock
+from flowlm.denoiser import Denoiser
+from flowlm.model import (
+    load_weights,
+    read_sampling_clock,
+    read_tensors,
+    write_model_config,
+    write_sampling_clock,
+    write_weights,
+)
+
+CHECKPOINT_FORMAT = "flowlm-checkpoint/1"
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Args:
+        path: its place; made by `create`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def create(self, config_toml: str, *, force: bool = False) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            ValueError: a run is already there.
+            OSError: it cannot be made, with the reason.
+        """
+        if self.path.is_file():
+            raise ValueError(f"{self.path} is a file: choose a folder for the run with --out")
+        if self.steps() or (self.path / "config.toml").exists():
+            if not force:
+                raise ValueError(
+                    f"{self.path} already holds a run: continue it with --resume, replace it with --force, "
+                    "or choose another folder with --out"
+                )
+            shutil.rmtree(self.path)
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            (self.path / "samples").mkdir(exist_ok=True)
+        except OSError as error:
+            raise files.explain(error, self.path) from error
+        files.write_data(self.path / "config.toml", config_toml)
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        return sorted(
+            int(p.name[5:])
+            for p in self.checkpoints.glob("step-*")
+            if p.name[5:].isdigit() and (p / "state.json").exists()
+        )
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of one checkpoint."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def save(
+        self,
+        step: int,
+        model: Denoiser,
+        ema: Denoiser,
+        optimizer: dict[str, Tensor],
+        clock: Clock | None,
+        state: dict[str, Any],
+    ) -> Path:
+        """Write the checkpoint of a step: into a temporary folder, flushed, then moved into place.
+
+        Raises:
+            OSError: naming the last good checkpoint, which stays untouched.
+        """
+        target = self.checkpoint(step)
+        if target.exists():
+            return target
+        temporary = self.checkpoints / f".step-{step:08d}.{os.getpid()}.tmp"
+        try:
+            self._check_space(model)
+            temporary.mkdir(parents=True)
+            write_weights(temporary / "model.safetensors", model.state_dict())
+            write_weights(temporary / "ema.safetensors", ema.state_dict())
+            write_weights(temporary / "optimizer.safetensors", optimizer)
+            write_sampling_clock(temporary, clock)
+            content = {"format": CHECKPOINT_FORMAT, "step": step, **state}
+            files.write_json(temporary / "state.json", content)
+            files.sync(temporary)
+            os.replace(temporary, target)
+            files.sync(self.checkpoints)
+        except OSError as error:
+            good = self.steps()
+            last = f"the last good checkpoint is {self.checkpoint(good[-1])}" if good else "there is none yet"
+            reason = error.strerror or str(error)
+            raise OSError(
+                error.errno, f"could not save the checkpoint of step {step}: {reason}; {last}"
+            ) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return target
+
+    def _check_space(self, model: Denoiser) -> None:
+        # Weights, their average and two moments, four bytes each: better to say so before a file is cut short.
+        need = 16 * sum(p.numel() for p in model.parameters())
+        free = shutil.disk_usage(self.path).free
+        if free < need:
+            raise OSError(
+                28, f"the disk is full: {need / 2**20:.0f} MiB are needed, {free / 2**20:.0f} are free"
+            )
+
+    def sweep(self) -> None:
+        """Remove what a killed save left behind."""
+        for leftover in self.checkpoints.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def prune(self, keep: int, chosen: int | None) -> None:
+        """Keep the newest `keep` checkpoints and the chosen one."""
+        for step in self.steps()[:-keep]:
+            if step != chosen:
+                shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+
+    def export(self, step: int, model: Denoiser) -> None:
+        """Put a checkpoint's weights at the top of the run, where `FlowLM.from_pretrained` reads them."""
+        source = self.checkpoint(step)
+        for name in ("model.safetensors", "ema.safetensors", "clock.json"):
+            files.link_or_copy(source / name, self.path / name)
+        write_model_config(self.path, model.config)
+
+    def load(
+        self,
+        step: int,
+        model: Denoiser,
+        ema: Denoiser,
+        load_optimizer: Callable[[dict[str, Tensor]], None],
+    ) -> tuple[dict[str, Any], Clock | None]:
+        """Restore a checkpoint's tensors into place; returns its state and sampling clock.
+
+        Raises:
+            ValueError: it is damaged, of another version, or of another model.
+        """
+        folder = self.checkpoint(step)
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{folder}/state.json cannot be read ({error}): remove {folder} to use an older one"
+            ) from None
+        if state.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{folder} has format {state.get('format')!r}, this version reads {CHECKPOINT_FORMAT!r}: "
+                "resume with the version of flowlm that wrote it, or start a new run with --init"
+            )
+        load_weights(model, folder / "model.safetensors")
+        load_weights(ema, folder / "ema.safetensors")
+        load_optimizer(read_tensors(folder / "optimizer.safetensors"))
+        return state, read_sampling_clock(folder, model.clock)
+
+
+class Metrics:
+    """metrics.jsonl: one JSON object a line, appended; a resume drops what came after its step."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def resume_at(self, step: int) -> None:
+        """Forget lines of later steps, and a line that a kill cut short."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError):
+                continue
+        files.write_data(self.path, "".join(kept))
+
+    def write(self, **values: Any) -> None:
+        """Append one line."""
+        clean = {k: (v.item() if isinstance(v, Tensor) else v) for k, v in values.items()}
+        with self.path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps(clean) + "\n")
+
+
+def save_batch(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Keep the batch on which a run stopped, for a post-mortem."""
+    write_weights(
+        path, {k: v if v.dim() else v[None] for k, v in tensors.items() if isinstance(v, torch.Tensor)}
+    )

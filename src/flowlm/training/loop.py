@@ -1,0 +1,411 @@
+"""One loop for every objective.
+
+Everything random in a step is keyed by (seed, what for, step, row), and the data order is a function of the
+step: a run that is killed and resumed from a checkpoint goes on bit for bit as if it had not been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowlm import files, rng
+from flowlm.clock import AdaptiveClock, Clock
+from flowlm.config import RunConfig, dump_toml, from_dict, read_toml
+from flowlm.data.corpora import Corpus, load_corpus
+from flowlm.data.loader import Loader
+from flowlm.data.tokens import Tokenizer
+from flowlm.denoiser import Denoiser
+from flowlm.device import precision, resolve_device, resolve_dtype
+from flowlm.model import FlowLM, load_weights, read_model_config
+from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
+from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
+from flowlm.training.ema import Ema
+from flowlm.training.optim import Optimizer
+from flowlm.training.progress import Progress
+
+TAU_BINS = 8
+#: Passages of the held-out loss: fixed rows, fixed noise, so that two evaluations differ by the weights alone.
+HELD_OUT_ROWS = 512
+
+
+class TrainingError(RuntimeError):
+    """A run that had to stop, with what to do about it."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended."""
+
+    folder: Path
+    step: int
+    finished: bool
+    """False when it was interrupted; resume continues it."""
+    held_out: float
+    """Held-out loss of the exported weights, nats per token."""
+    seconds: float
+    """Of this process, training alone."""
+
+
+def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
+    """Fill in what only the data or the teacher know: vocabulary, length, positions, two times."""
+    model = config.model
+    if config.teacher:
+        model = dataclasses.replace(read_model_config(Path(config.teacher)), two_times=True)
+    elif config.init:
+        source = read_model_config(Path(config.init))
+        model = dataclasses.replace(source, two_times=source.two_times or config.objective == "flow-map")
+    elif tokenizer is not None:
+        backbone = dataclasses.replace(model.backbone, max_length=model.length)
+        model = dataclasses.replace(
+            model,
+            vocab_size=tokenizer.vocab_size,
+            backbone=backbone,
+            two_times=model.two_times or config.objective == "flow-map",
+        )
+    return dataclasses.replace(config, model=model)
+
+
+class Trainer:
+    """A run: model, averaged weights, optimizer, data and objective, and the loop over them.
+
+    Args:
+        config: the run's configuration.
+        folder: its directory.
+        say: where plain messages go.
+        corpus: already loaded data; loaded by the config when None.
+        teacher: an already loaded teacher; loaded by the config when None.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: str | Path,
+        *,
+        say: Callable[[str], None] = print,
+        corpus: Corpus | None = None,
+        teacher: Denoiser | None = None,
+    ):
+        self.run = RunDirectory(folder)
+        self.say = say
+        self.device = resolve_device(config.train.device)
+        self.dtype, reason = resolve_dtype(config.train.dtype, self.device)
+        say(f"device {self.device}, compute in {str(self.dtype)[6:]} ({reason})")
+        teacher = _load_teacher(config) if teacher is None else teacher
+        source = config.teacher or config.init
+        tokenizer = Tokenizer.load(Path(source)) if source else None
+        length = prepare_config(config, None).model.length
+        self.corpus = corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say)
+        self.config = config = prepare_config(config, self.corpus.tokenizer)
+        if config.model.vocab_size != self.corpus.tokenizer.vocab_size:
+            raise ValueError(
+                f"{source} has a vocabulary of {config.model.vocab_size} tokens and the data's tokenizer "
+                f"{self.corpus.tokenizer.vocab_size}: give the data the same tokenizer, or train a model on this data"
+            )
+        self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
+
+        torch.manual_seed(rng.key(config.train.seed, "init"))
+        self.model = Denoiser(config.model)
+        start = config.init or config.teacher
+        if start:
+            extra = ("end_embedding.",) if config.model.two_times else ()
+            name = "ema" if (Path(start) / "ema.safetensors").exists() else "model"
+            load_weights(self.model, Path(start) / f"{name}.safetensors", allow_missing=extra)
+        self.model.to(self.device)
+        if config.teacher and config.flow_map.freeze_embedding:
+            self.model.embedding.requires_grad_(False)
+        self.ema = Ema(self.model, config.train.ema)
+        self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
+        self.clock: Clock = self.model.clock
+        if config.clock.kind == "adaptive":
+            self.clock = AdaptiveClock(self.model.clock, floor=config.clock.floor).to(self.device)
+        self.objective: Objective
+        if config.objective == "flow":
+            self.objective = FlowObjective(self.clock)
+        else:
+            if teacher is not None:
+                teacher = teacher.to(self.device)
+            self.objective = FlowMapObjective(config.flow_map, self.clock, teacher, self.ema.model)
+        if config.train.compile:
+            self.model.backbone.compile()
+        self.step = 0
+        self.best: tuple[float, int] | None = None
+        self._stop = False
+
+    # -- the run's life ------------------------------------------------------------------------------------
+
+    def start(self, *, force: bool = False) -> None:
+        """Make the run directory."""
+        self.run.create(dump_toml(self.config), force=force)
+        self.corpus.tokenizer.save(self.run.path)
+        files.write_json(self.run.path / "data.json", self.corpus.meta)
+
+    def resume(self) -> None:
+        """Restore the newest checkpoint.
+
+        Raises:
+            ValueError: there is none, or it does not fit.
+        """
+        steps = self.run.steps()
+        if not steps:
+            raise ValueError(
+                f"{self.run.path} has no checkpoint to resume from: start the run again with --force"
+            )
+        self.run.sweep()
+        state, clock = self.run.load(steps[-1], self.model, self.ema.model, self.optimizer.load)
+        if isinstance(self.clock, AdaptiveClock) and isinstance(clock, AdaptiveClock):
+            self.clock.load_state_dict(clock.state_dict(), strict=False)
+        self.step = int(state["step"])
+        self.best = tuple(state["best"]) if state.get("best") else None
+        Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
+        self.say(f"resumed {self.run.path} at step {self.step} of {self.config.train.steps}")
+
+    def train(self) -> TrainResult:
+        """Run to the last step, or to an interruption; either way a checkpoint is saved.
+
+        Raises:
+            TrainingError: a non-finite loss, or out of memory.
+            OSError: a checkpoint could not be written.
+        """
+        cfg = self.config.train
+        metrics = Metrics(self.run.path / "metrics.jsonl")
+        started = time.perf_counter()
+        held_out = math.nan
+        tokens_per_step = cfg.batch * self.config.model.length
+        with _interruptible(self), Progress(cfg.steps, self.step, tokens_per_step, self.say) as progress:
+            while self.step < cfg.steps and not self._stop:
+                loss, norm = self._guarded_step()
+                self.step += 1
+                progress.advance(self.step, loss)
+                if self.step % cfg.log_every == 0 or self.step == cfg.steps:
+                    metrics.write(
+                        step=self.step,
+                        loss=loss,
+                        gradient_norm=norm,
+                        lr_factor=self.optimizer.scale(self.step - 1),
+                        tokens=self.step * tokens_per_step,
+                        seconds=round(time.perf_counter() - started, 3),
+                    )
+                last = self.step == cfg.steps
+                if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
+                    held_out = self._evaluate(metrics, progress.say)
+                if last or self._stop or self.step % cfg.save_every == 0:
+                    self._save()
+        finished = self.step >= cfg.steps
+        if not finished:
+            self.say(
+                f"interrupted at step {self.step}; everything is saved. "
+                f"Continue with: flowlm train --resume {self.run.path}"
+            )
+        return TrainResult(self.run.path, self.step, finished, held_out, time.perf_counter() - started)
+
+    def interrupt(self) -> None:
+        """Ask the loop to save and stop after the present step."""
+        self._stop = True
+
+    # -- one step ------------------------------------------------------------------------------------------
+
+    def _guarded_step(self) -> tuple[float, float]:
+        cfg = self.config.train
+        size = cfg.micro_batch or cfg.batch
+        try:
+            loss, norm = self.optimize()
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            half = max(1, size // 2)
+            raise TrainingError(
+                f"out of memory at step {self.step} with {size} passages of {self.config.model.length} tokens in a "
+                f"forward pass: --train.micro-batch {half} (accumulating {math.ceil(cfg.batch / half)} of them a "
+                f"step) gives the same result in about half the memory. {self._last_good()}"
+            ) from error
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            path = self.run.path / f"nonfinite-step-{self.step:08d}.safetensors"
+            tokens = self.loader.batch(self.step)
+            draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", self.step))
+            save_batch(path, {"tokens": tokens, **draws})
+            raise TrainingError(
+                f"the loss became {loss} (gradient norm {norm}) at step {self.step}; the batch is in {path}. "
+                f"{self._last_good()} Lower --optim.lr and --optim.muon-lr, or use --train.dtype float32."
+            )
+        return loss, norm
+
+    def _last_good(self) -> str:
+        steps = self.run.steps()
+        return (
+            f"The last good checkpoint is {self.run.checkpoint(steps[-1])}."
+            if steps
+            else "No checkpoint yet."
+        )
+
+    def optimize(self) -> tuple[float, float]:
+        """One optimizer step over the global batch; returns its loss and gradient norm."""
+        cfg, step = self.config.train, self.step
+        draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
+        self.model.train()
+        self.objective.prepare(self.model)
+        size = cfg.micro_batch or cfg.batch
+        total = torch.zeros((), device=self.device)
+        count = cfg.batch * self.config.model.length
+        for start in range(0, cfg.batch, size):
+            stop = min(start + size, cfg.batch)
+            part = {name: value[start:stop] for name, value in draws.items()}
+            losses = self._losses(
+                self.model, self.loader.batch(step, start, stop), "noise", step, start, part
+            )
+            loss = losses["loss"].sum() / count
+            # The noise law's graph (its Gram) is shared by the micro-batches.
+            loss.backward(retain_graph=stop < cfg.batch)
+            total += loss.detach()
+            if isinstance(self.clock, AdaptiveClock) and "t" in part:
+                on = part["s"] == part["t"] if "s" in part else torch.ones(stop - start, dtype=torch.bool)
+                per_row = losses["loss"].detach().mean(-1)
+                self.clock.observe(part["t"][on].to(self.device), per_row[on.to(self.device)])
+        norm = self.optimizer.step(step)
+        self.ema.update(self.model, step + 1)
+        if isinstance(self.clock, AdaptiveClock) and (step + 1) % self.config.clock.refit_every == 0:
+            self.clock.refit()
+        return float(total), float(norm)
+
+    def _losses(
+        self, model: Denoiser, tokens: Tensor, stream: str, step: int, first: int, draws: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        seed = self.config.train.seed
+        rows = [(seed, stream, step, first + i) for i in range(len(tokens))]
+        xi = rng.normal_rows(rows, (tokens.shape[1], self.objective.noise_width), self.device)
+        torch.manual_seed(rng.key(seed, "dropout", step, first))
+        with precision(self.device, self.dtype):
+            return self.objective.losses(model, tokens.to(self.device), xi, draws)
+
+    # -- looking at it -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def held_out(self) -> tuple[float, list[float | None]]:
+        """Held-out loss of the averaged weights: mean, and by bins of the conditioning clock's τ at s."""
+        cfg = self.config.train
+        tokens = torch.from_numpy(self.corpus.held_out[:HELD_OUT_ROWS].astype("int64"))
+        model = self.ema.model
+        self.objective.prepare(model)
+        draws = self.objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
+        rows = []
+        size = cfg.micro_batch or cfg.batch
+        for start in range(0, len(tokens), size):
+            part = {name: value[start : start + size] for name, value in draws.items()}
+            losses = self._losses(model, tokens[start : start + size], "held-out", 0, start, part)
+            rows.append(losses["loss"].mean(-1).float().cpu())
+        loss = torch.cat(rows)
+        at = draws["s"] if "s" in draws else draws["t"]
+        tau = self.model.clock.tau(at.to(self.device)).cpu()
+        bins = (tau * TAU_BINS).long().clamp(0, TAU_BINS - 1)
+        by_bin = [loss[bins == b].mean().item() if bool((bins == b).any()) else None for b in range(TAU_BINS)]
+        return loss.mean().item(), by_bin
+
+    def _evaluate(self, metrics: Metrics, say: Callable[[str], None]) -> float:
+        cfg = self.config.train
+        loss, by_bin = self.held_out()
+        if self.best is None or loss < self.best[0]:
+            self.best = (loss, self.step)
+        model = FlowLM(
+            self.ema.model, self.corpus.tokenizer, self.clock if self.clock is not self.model.clock else None
+        )
+        texts = model.generate(4, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype)
+        plural = "call" if cfg.sample_steps == 1 else "calls"
+        sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
+        files.write_data(self.run.path / "samples" / f"step-{self.step:08d}.txt", sample_text)
+        metrics.write(step=self.step, held_out=loss, held_out_by_tau=by_bin)
+        say(f"step {self.step}: held-out loss {loss:.4f} nats a token; {cfg.sample_steps} network {plural}:")
+        for text in texts[:2]:
+            say(f"  {text}")
+        return loss
+
+    def _save(self) -> None:
+        cfg = self.config.train
+        if cfg.choose == "best" and self.best is not None and self.best[1] != self.step:
+            chosen = self.best[1] if self.run.checkpoint(self.best[1]).exists() else self.step
+        else:
+            chosen = self.step
+        state = {"best": list(self.best) if self.best else None, "seed": cfg.seed, "chosen": chosen}
+        clock = self.clock if self.clock is not self.model.clock else None
+        self.run.save(self.step, self.model, self.ema.model, self.optimizer.state(), clock, state)
+        self.run.export(chosen, self.model)
+        self.run.prune(cfg.keep, chosen)
+
+
+def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Trainer:
+    """A trainer restored from a run directory, at its newest checkpoint.
+
+    Raises:
+        ValueError: no run there, no checkpoint, or one that does not fit.
+    """
+    path = Path(folder) / "config.toml"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no config.toml: it is not a run directory")
+    try:
+        config = from_dict(RunConfig, read_toml(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if not RunDirectory(folder).steps():
+        raise ValueError(f"{folder} has no checkpoint to resume from: start the run again with --force")
+    saved = Tokenizer.load(Path(folder))
+    length = config.model.length
+    corpus = load_corpus(config.data, length, saved, say)
+    if corpus.tokenizer.vocab_size != config.model.vocab_size:
+        raise ValueError(
+            f"{folder}/tokenizer.json has {corpus.tokenizer.vocab_size} tokens, the run's model "
+            f"{config.model.vocab_size}: it is the tokenizer of another run"
+        )
+    # The weights come from the checkpoint, not from where the run once started.
+    trainer = Trainer(config, folder, say=say, corpus=corpus)
+    trainer.resume()
+    return trainer
+
+
+def _load_teacher(config: RunConfig) -> Denoiser | None:
+    if not config.teacher:
+        return None
+    teacher = FlowLM.from_pretrained(config.teacher, weights="auto").denoiser
+    if teacher.config.two_times:
+        raise ValueError(
+            f"the teacher {config.teacher} is a flow map already: distil from the FLM it came from"
+        )
+    return teacher.requires_grad_(False)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return re.search(r"can't allocate memory|out of memory|not enough memory", str(error), re.I) is not None
+
+
+@contextlib.contextmanager
+def _interruptible(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and a polite kill end the loop after the present step; a second Ctrl-C ends it at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if trainer._stop and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.interrupt()
+
+    old: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            old[number] = signal.signal(number, handle)
+    except ValueError:
+        pass  # not in the main thread: the caller keeps its own handlers
+    try:
+        yield
+    finally:
+        for restored, previous in old.items():
+            signal.signal(restored, previous)

@@ -1,0 +1,76 @@
+"""The progress bar of a run: loss, tokens a second, time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+PLAIN_EVERY = 15.0  # seconds between plain lines
+
+
+class Progress:
+    """Shows how a run goes.
+
+    Args:
+        total, done: steps in all, and already taken.
+        tokens: tokens per step.
+        say: where plain messages go.
+    """
+
+    def __init__(self, total: int, done: int, tokens: int, say: Callable[[str], None]):
+        self.total, self.first, self.tokens = total, done, tokens
+        self._say = say
+        self._bar: Any = None
+        self._loss: float | None = None
+
+    def __enter__(self) -> Progress:
+        self._start = self._told = time.perf_counter()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("[bold]step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[speed]} tokens/s"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.total, completed=self.first, loss="–", speed="–")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, step: int, loss: float) -> None:
+        """One step further; the loss shown is a running mean."""
+        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        now = time.perf_counter()
+        rate = (step - self.first) / (now - self._start)
+        if self._bar is not None:
+            speed = f"{rate * self.tokens:,.0f}"
+            self._bar.update(self._task, completed=step, loss=f"{self._loss:.4f}", speed=speed)
+        elif now - self._told > PLAIN_EVERY or step == self.total:
+            self._told = now
+            left = (self.total - step) / rate
+            self._say(
+                f"step {step}/{self.total}  loss {self._loss:.4f}  {rate * self.tokens:,.0f} tokens/s  "
+                f"{left:.0f} s left"
+            )
+
+    def say(self, message: str) -> None:
+        """A message above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(message, markup=False, highlight=False)
+        else:
+            self._say(message)

@@ -1,0 +1,106 @@
+"""Batches are a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flowlm.data.loader import Loader
+
+SIZES = [(10, 3), (12, 4), (7, 1), (5, 12), (1, 4), (6, 6)]  # rows, batch
+
+
+def _tokens(num: int, length: int = 4) -> np.ndarray:
+    return np.arange(num * length, dtype=np.uint16).reshape(num, length)
+
+
+@pytest.mark.parametrize(("num", "batch"), SIZES)
+def test_every_epoch_has_every_row_once(num: int, batch: int) -> None:
+    loader = Loader(_tokens(num), batch, seed=3)
+    rows = np.concatenate([loader.rows(step) for step in range(-(-5 * num // batch))])
+    for epoch in range(5):
+        assert sorted(rows[epoch * num : (epoch + 1) * num]) == list(range(num))
+
+
+@pytest.mark.parametrize(("num", "batch"), SIZES)
+def test_any_order_of_steps_gives_the_same_rows(num: int, batch: int) -> None:
+    loader = Loader(_tokens(num), batch, seed=3)
+    sequential = [loader.rows(step) for step in range(20)]
+    again = Loader(_tokens(num), batch, seed=3)
+    for step in np.random.default_rng(0).permutation(20).tolist():
+        np.testing.assert_array_equal(again.rows(step), sequential[step])
+        np.testing.assert_array_equal(Loader(_tokens(num), batch, seed=3).rows(step), sequential[step])
+
+
+def test_seeds_and_epochs_differ() -> None:
+    loader = Loader(_tokens(100), 100, seed=0)
+    orders = [loader.rows(0), loader.rows(1), Loader(_tokens(100), 100, seed=1).rows(0)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert tuple(loader.rows(0)) != tuple(range(100))
+
+
+def test_the_order_is_the_same_on_every_machine() -> None:
+    assert Loader(_tokens(8), 8, seed=0).rows(0).tolist() == [3, 1, 7, 6, 4, 5, 2, 0]
+
+
+def test_a_batch_runs_on_over_the_end_of_an_epoch() -> None:
+    whole = Loader(_tokens(10), 10, seed=5)
+    epochs = np.concatenate([whole.rows(0), whole.rows(1)])
+    np.testing.assert_array_equal(Loader(_tokens(10), 4, seed=5).rows(2), epochs[8:12])
+
+
+def test_a_batch_larger_than_the_corpus_spans_epochs() -> None:
+    whole = Loader(_tokens(5), 5, seed=5)
+    epochs = np.concatenate([whole.rows(step) for step in range(5)])
+    np.testing.assert_array_equal(Loader(_tokens(5), 12, seed=5).rows(1), epochs[12:24])
+
+
+def test_shards_together_are_the_whole() -> None:
+    tokens = _tokens(10)
+    loader = Loader(tokens, 6, seed=2)
+    for step in range(4):
+        whole = loader.batch(step)
+        assert whole.dtype == torch.int64
+        assert whole.shape == (6, 4)
+        np.testing.assert_array_equal(whole.numpy(), tokens[loader.rows(step)])
+        parts = [Loader(tokens, 6, seed=2).batch(step, a, a + 2) for a in (0, 2, 4)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_batch_is_a_copy() -> None:
+    tokens = _tokens(4)
+    loader = Loader(tokens.astype(np.int64), 4, seed=0)
+    loader.batch(0).zero_()
+    assert loader.batch(0).sum() == tokens.sum()
+
+
+def test_late_steps_cost_nothing() -> None:
+    loader = Loader(_tokens(10), 4, seed=0)
+    assert len(loader.rows(10**9)) == 4
+    assert len(loader._orders) <= 2
+
+
+def test_memory_maps(tmp_path: Path) -> None:
+    np.save(tmp_path / "tokens.npy", _tokens(9))
+    mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+    assert torch.equal(Loader(mapped, 4, seed=1).batch(3), Loader(_tokens(9), 4, seed=1).batch(3))
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 4), (4, 0), (2, 2, 2)])
+def test_tokens_are_a_matrix(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"tokens must be \(N, L\)"):
+        Loader(np.zeros(shape, np.int32), 2, seed=0)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        Loader(_tokens(4), 0, seed=0)
+    loader = Loader(_tokens(4), 2, seed=0)
+    with pytest.raises(ValueError, match="step must be >= 0, got -1"):
+        loader.rows(-1)
+    for start, stop in [(0, 3), (1, 1), (-1, 2), (2, 1)]:
+        with pytest.raises(ValueError, match=f"got {start}:{stop} of a batch of 2"):
+            loader.batch(0, start, stop)

@@ -1,0 +1,204 @@
+"""The exact toy: a language of 36 passages whose posterior, flow and flow map are known.
+
+With a = x/(1-t) and r = t/(1-t) the flow of x_t = (1-t) z + t·onehot is da/dr = D, where
+
+    p(w | x_t = x) ∝ p(w) exp(r Σ_l a[l, w_l]),   D_t(x)[l, k] = p(w_l = k | x_t = x)
+
+is a sum over all passages w. Beyond r = 12 the posterior of all but a vanishing share of states is one-hot
+to rounding, so the flow is integrated up to there and continued by its closed form.
+
+States are dense, (B, L, V) in float64: the toy's embedding is the identity, so y = x.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowlm.backbone import BackboneConfig
+from flowlm.clock import Clock, DecodingErrorClock
+from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.objectives import Objective
+from flowlm.posterior import Posterior
+
+VOCAB, LENGTH = 4, 3
+R_END = 12.0
+#: First token, and next token given the last: uneven, and each token forbids one successor.
+FIRST = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+NEXT = torch.tensor(
+    [[0.0, 0.6, 0.3, 0.1], [0.2, 0.2, 0.0, 0.6], [0.5, 0.1, 0.4, 0.0], [0.7, 0.0, 0.1, 0.2]],
+    dtype=torch.float64,
+)
+
+
+def times(t: Tensor | float) -> Tensor:
+    """Times as a float64 factor of a state."""
+    return torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1, 1)
+
+
+class Language:
+    """The 36 passages and their probabilities."""
+
+    def __init__(self) -> None:
+        passages = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
+        probs = FIRST[passages[:, 0]] * NEXT[passages[:, :-1], passages[:, 1:]].prod(1)
+        keep = probs > 0
+        self.passages, self.probs = passages[keep], probs[keep]
+        self.onehot = torch.nn.functional.one_hot(self.passages, VOCAB).double()
+
+    def sample(self, num: int, generator: torch.Generator) -> Tensor:
+        """Passages (num, L) drawn from the law."""
+        return self.passages[torch.multinomial(self.probs, num, True, generator=generator)]
+
+    def total_variation(self, tokens: Tensor) -> float:
+        """Distance between the frequencies of the passages in tokens (num, L) and the law."""
+        base = VOCAB ** torch.arange(LENGTH)
+        index, known = (tokens * base).sum(1), (self.passages * base).sum(1)
+        counts = torch.bincount(index, minlength=VOCAB**LENGTH).double() / len(tokens)
+        law = torch.zeros_like(counts)
+        law[known] = self.probs
+        return float((counts - law).abs().sum() / 2)
+
+    def _posterior(self, a: Tensor, r: Tensor) -> Tensor:
+        scores = (r * a).flatten(1) @ self.onehot.flatten(1).T + self.probs.log()
+        return (scores.softmax(-1) @ self.onehot.flatten(1)).view_as(a)
+
+    def denoise(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """D_t(x), t < 1, by enumeration."""
+        left = 1 - times(t)
+        return self._posterior(x / left, (1 - left) / left)
+
+    def flow_map(self, x: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
+        """X_{s,t}(x), s < 1, by Runge–Kutta 4 in r = t/(1-t)."""
+        s, t = times(s), times(t)
+        start = s / (1 - s)
+        end = torch.maximum((t / (1 - t)).clamp_max(R_END), start)
+        a, h = x / (1 - s), (end - start) / steps
+        for i in range(steps):
+            r = start + i * h
+            k1 = self._posterior(a, r)
+            k2 = self._posterior(a + h / 2 * k1, r + h / 2)
+            k3 = self._posterior(a + h / 2 * k2, r + h / 2)
+            k4 = self._posterior(a + h * k3, r + h)
+            a = a + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+        # Beyond `end` D stands still, so a grows by (t/(1-t) - end) D.
+        last = self._posterior(a, end)
+        return (1 - t) * (a - end * last) + t * last
+
+    def flow_map_denoiser(self, x: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
+        """δ_{s,t}(x), solved from X_{s,t}(x) = ((1-t) x + (t-s) δ)/(1-s); D_s where t = s."""
+        s, t = times(s), times(t)
+        delta = ((1 - s) * self.flow_map(x, s, t, steps) - (1 - t) * x) / (t - s)
+        return torch.where(t == s, self.denoise(x, s), delta)
+
+
+LANGUAGE = Language()
+
+
+class ExactPosterior(Posterior):
+    """Probabilities (B, L, V) in float64 behind the interface of a posterior."""
+
+    def __init__(self, probs: Tensor, embedding: Tensor):
+        super().__init__(probs.clamp_min(1e-300).log(), lambda hidden: hidden, embedding)
+
+    def embed(self, temperature: float = 1.0) -> Tensor:
+        return (self.hidden / temperature).softmax(-1)
+
+
+@dataclass
+class ExactNoise:
+    """z itself, in float64."""
+
+    width: int = VOCAB
+
+    def __call__(self, xi: Tensor) -> Tensor:
+        return xi.double()
+
+
+class ExactDenoiser:
+    """The toy's D_t and δ_{s,t} where a network would be."""
+
+    def __init__(self, two_times: bool, clock: Clock | None = None):
+        self.config = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, two_times=two_times)
+        self.embedding = torch.eye(VOCAB, dtype=torch.float64)
+        self.clock = clock or DecodingErrorClock(VOCAB)
+
+    def noise_law(self) -> ExactNoise:
+        return ExactNoise()
+
+    def __call__(self, y: Tensor, s: Tensor | float, t: Tensor | float | None = None) -> ExactPosterior:
+        probs = LANGUAGE.denoise(y, s) if t is None else LANGUAGE.flow_map_denoiser(y, s, t)
+        return ExactPosterior(probs, self.embedding)
+
+
+def tiny_denoiser(two_times: bool = False, seed: int = 0) -> Denoiser:
+    """A network that learns the toy in seconds."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        backbone = BackboneConfig(width=32, depth=2, heads=2, conditioning=32, max_length=LENGTH, mlp_ratio=2)
+        return Denoiser(DenoiserConfig(VOCAB, LENGTH, two_times, backbone=backbone))
+
+
+def train(
+    objective: Objective,
+    model: Denoiser,
+    steps: int,
+    *,
+    batch: int = 512,
+    lr: float = 3e-3,
+    averaged: Denoiser | None = None,
+    seed: int = 0,
+) -> None:
+    """Adam with a warm-up and a linear decay to zero; `averaged` follows as an exponential average."""
+    gen = torch.Generator().manual_seed(seed)
+    pool, pooled = 32, {}  # inverting the clock for many steps at once saves half the time
+    params = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(params, lr, betas=(0.9, 0.99), fused=True)
+    for i in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min((i + 1) / 50, 1 - i / steps)
+        objective.prepare(model)
+        tokens = LANGUAGE.sample(batch, gen)
+        xi = torch.randn(batch, LENGTH, objective.noise_width, generator=gen)
+        if i % pool == 0:
+            pooled = {name: value.split(batch) for name, value in objective.draw(pool * batch, gen).items()}
+        draws = {name: value[i % pool] for name, value in pooled.items()}
+        objective.losses(model, tokens, xi, draws)["loss"].mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if averaged is not None:
+            with torch.no_grad():
+                for mean, new in zip(averaged.parameters(), model.parameters()):
+                    mean.lerp_(new, 1 / min(i + 2, 50))
+
+
+def two_time_from(teacher: Denoiser) -> Denoiser:
+    """A two-time denoiser that starts as its teacher and keeps its embedding fixed."""
+    model = tiny_denoiser(two_times=True)
+    missing = model.load_state_dict(teacher.state_dict(), strict=False).missing_keys
+    assert all(name.startswith("end_embedding") for name in missing)
+    model.embedding.requires_grad_(False)
+    return model
+
+
+def frozen_copy(model: Denoiser) -> Denoiser:
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+def kl_to_exact(model: Denoiser, num: int = 2048, *, pairs: bool, seed: int = 1) -> float:
+    """Mean KL per token from the exact D_t (or δ_{s,t} at random pairs) to the network's, on noised data."""
+    gen = torch.Generator().manual_seed(seed)
+    clock = DecodingErrorClock(VOCAB)
+    tokens = LANGUAGE.sample(num, gen)
+    z = torch.randn(num, LENGTH, VOCAB, generator=gen)
+    tau = torch.rand(num, 2, generator=gen, dtype=torch.float64).mul(0.999).sort(1).values
+    s, t = clock.time(tau).unbind(1)
+    x = (1 - times(s)) * z + times(s) * torch.nn.functional.one_hot(tokens, VOCAB)
+    exact = LANGUAGE.flow_map_denoiser(x, s, t) if pairs else LANGUAGE.denoise(x, s)
+    with torch.no_grad():
+        y = x.float() @ model.embedding
+        log_probs = (model(y, s.float(), t.float()) if pairs else model(y, s.float())).log_probs()
+    return float((torch.xlogy(exact, exact) - exact * log_probs).sum(-1).mean())
