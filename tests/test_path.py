@@ -362,3 +362,15 @@ def test_renoising_keeps_the_law_of_the_path(gamma: float) -> None:
         assert not out[2]
     if gamma == 1:
         assert not out[0]
+
+
+@pytest.mark.parametrize("vocab", [4, 40])
+def test_noise_stays_float32_under_autocast(vocab: int) -> None:
+    e, other = embeddings(vocab, 8), embeddings(vocab, 8, seed=1)
+    law, coupled = noise_law(e), coupled_noise_law(e, other)
+    xi, xi2 = torch.randn(2, L, law.width), torch.randn(2, L, coupled.width)
+    expected = [law(xi), *coupled(xi2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        got = [noise_law(e)(xi), *coupled_noise_law(e, other)(xi2)]
+    for a, b in zip(got, expected):
+        assert torch.equal(a, b)

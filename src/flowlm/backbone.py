@@ -42,6 +42,8 @@ class BackboneConfig:
     """"layer" (LayerNorm without bias) or "rms"."""
     position: str = "both"
     """"rotary", "learned" (absolute), or "both"."""
+    position_scale: float = 0.5
+    """Standard deviation of learned positions at the start; of the order of the noisy state's own."""
     max_length: int = 64
     """Longest sequence that learned positions cover."""
     qk_norm: bool = False
@@ -165,7 +167,9 @@ class Backbone(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         if config.position != "rotary":
-            self.positions = nn.Parameter(0.1 * torch.randn(config.max_length, config.width))
+            self.positions = nn.Parameter(
+                config.position_scale * torch.randn(config.max_length, config.width)
+            )
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
         cfg = self.config

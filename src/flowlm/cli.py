@@ -86,6 +86,8 @@ class EvaluateOptions:
     """auto, bfloat16 or float32."""
     json: str = ""
     """Write the rows here as JSON."""
+    report: str = ""
+    """Write a folder here: the rows, the held-out curve and samples at each step count, as JSON and Markdown."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             message = f"{error.filename}: {message}"
         return _fail(message)
     except KeyboardInterrupt:
-        return _fail("interrupted")
+        _fail("interrupted")
+        return 130
 
 
 def _fail(message: str) -> int:
@@ -221,6 +224,11 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     }[command]
     options = _options(kind, kind(), args, f"flowlm {command} [RECIPE.toml]", what)
     if options.resume:
+        if recipe or options != kind(resume=options.resume):
+            raise ValueError(
+                "--resume continues a run as it was, with nothing beside it; to go on with other settings start a "
+                f"new run from its weights: flowlm {command} RECIPE.toml --init {options.resume}"
+            )
         trainer = open_run(options.resume, say=_say)
     else:
         if not recipe:
@@ -335,6 +343,7 @@ def parse_steps(text: str) -> list[int]:
 def _evaluate(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate RUN|FILE")
+    typed = list(args)
     target = Path(_positional(args, "a run directory or a sample file"))
     options: EvaluateOptions = _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate RUN|FILE")
     from rich.console import Console
@@ -342,7 +351,7 @@ def _evaluate(args: list[str]) -> int:
     from flowlm.data.grammar import Grammar
     from flowlm.evaluation.metrics import law_row
     from flowlm.evaluation.report import table_text, write_json
-    from flowlm.evaluation.runs import evaluate_run, score_file
+    from flowlm.evaluation.runs import evaluate_run, score_file, write_report
 
     if target.is_file():
         rows = [score_file(target)]
@@ -361,6 +370,11 @@ def _evaluate(args: list[str]) -> int:
     if rows[0]["law"]:
         rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
     Console().print(table_text(rows))
+    if options.report:
+        if target.is_file():
+            raise ValueError("--report describes a run: give its directory, not a sample file")
+        write_report(Path(options.report), target, rows, "flowlm evaluate " + " ".join(typed))
+        _say(f"report in {options.report}")
     if options.json:
         write_json(options.json, rows)
         _say(f"written to {options.json}")

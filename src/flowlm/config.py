@@ -160,6 +160,10 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     Raises:
         ValueError: unknown key (with the nearest known one), wrong type, or a value its class refuses.
     """
+    if not isinstance(values, dict):
+        raise ValueError(
+            f"{where.rstrip('.') or cls.__name__} is a section: expected a table, got {values!r}"
+        )
     hints = typing.get_type_hints(cls)
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     out: dict[str, Any] = {}
@@ -170,8 +174,6 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
         hint = hints[name]
         path = f"{where}{name}"
         if dataclasses.is_dataclass(hint):
-            if not isinstance(value, dict):
-                raise ValueError(f"{path} is a section: expected a table, got {value!r}")
             out[name] = from_dict(hint, value, path + ".")  # type: ignore[arg-type]
         else:
             out[name] = _coerce(hint, value, path)

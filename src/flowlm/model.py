@@ -94,7 +94,8 @@ class FlowLM:
         denoiser.eval()
         tokenizer = Tokenizer.load(folder)
         sampling = read_sampling_clock(folder, denoiser.clock)
-        return cls(denoiser.to(resolve_device(device)), tokenizer, sampling)
+        place = resolve_device(device)
+        return cls(denoiser.to(place), tokenizer, None if sampling is None else sampling.to(place))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the tokenizer; each file atomically.
@@ -268,14 +269,24 @@ def write_sampling_clock(folder: Path, clock: Clock | None) -> None:
 
 
 def read_sampling_clock(folder: Path, base: Clock) -> Clock | None:
-    """The sampling clock saved beside a model; None for the conditioning clock."""
+    """The sampling clock saved beside a model; None for the conditioning clock.
+
+    Raises:
+        ValueError: clock.json is damaged.
+    """
     path = folder / "clock.json"
     if not path.exists():
         return None
-    state = json.loads(path.read_text(encoding="utf-8"))
-    if state["sampling"] == "conditioning":
-        return None
-    clock = AdaptiveClock(base, len(state["total"]), state["floor"], state["memory"])
-    for name in ("cdf", "total", "count"):
-        getattr(clock, name).copy_(torch.tensor(state[name], dtype=torch.float64))
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+        if state["sampling"] == "conditioning":
+            return None
+        clock = AdaptiveClock(base, len(state["total"]), state["floor"], state["memory"])
+        for name in ("cdf", "total", "count"):
+            getattr(clock, name).copy_(torch.tensor(state[name], dtype=torch.float64))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it from a checkpoint, or remove it to sample on the "
+            "conditioning clock's grid"
+        ) from None
     return clock

@@ -33,7 +33,7 @@ class DenseNoise:
 
     def __call__(self, xi: Tensor) -> Tensor:
         """Noise state (B, L, d) from standard normals xi (B, L, width)."""
-        return xi @ self.embedding
+        return _product(xi, self.embedding)
 
 
 class LowRankNoise:
@@ -55,7 +55,7 @@ class LowRankNoise:
 
     def __call__(self, xi: Tensor) -> Tensor:
         """Noise state (B, L, d) from standard normals xi (B, L, width)."""
-        return xi @ self.factor
+        return _product(xi, self.factor)
 
 
 class CoupledDenseNoise:
@@ -66,7 +66,7 @@ class CoupledDenseNoise:
         self.width = first.shape[0]
 
     def __call__(self, xi: Tensor) -> tuple[Tensor, Tensor]:
-        return xi @ self.first, xi @ self.second
+        return _product(xi, self.first), _product(xi, self.second)
 
 
 class CoupledLowRankNoise:
@@ -103,7 +103,14 @@ class CoupledLowRankNoise:
     def __call__(self, xi: Tensor) -> tuple[Tensor, Tensor]:
         """Two noise states (B, L, d₁), (B, L, d₂) of the same x from standard normals xi (B, L, width)."""
         a, b = xi[..., : self._split], xi[..., self._split :]
-        return a @ self.first_factor, a @ self.second_factor + b @ self.residual_factor
+        second = _product(a, self.second_factor) + _product(b, self.residual_factor)
+        return _product(a, self.first_factor), second
+
+
+def _product(xi: Tensor, matrix: Tensor) -> Tensor:
+    """ξ·matrix in full precision: autocast would round the noise state."""
+    with torch.autocast(xi.device.type, enabled=False):
+        return xi @ matrix
 
 
 def _inverse_factor(embedding: Tensor) -> Tensor:

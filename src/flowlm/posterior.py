@@ -111,7 +111,9 @@ class Posterior:
         """The posterior mean of the state, softmax(logits / temperature)·E, float32 (B, L, d)."""
 
         def chunk(h: Tensor, _: slice) -> Tensor:
-            return (self._logits(h) / temperature).softmax(-1) @ self.embedding.float()
+            probs = (self._logits(h) / temperature).softmax(-1)
+            with torch.autocast(h.device.type, enabled=False):
+                return probs @ self.embedding.float()
 
         return self._chunked(chunk)
 

@@ -11,14 +11,27 @@ from typing import Any
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
 from flowlm.evaluation.metrics import samples_row
+from flowlm.evaluation.report import markdown, write_json
 from flowlm.evaluation.samples import Header, Record, current_commit, read_samples, write_samples
+from flowlm.files import write_data
 from flowlm.model import FlowLM
 
 
 def describe_data(folder: Path) -> dict[str, Any]:
-    """data.json of a run; empty for a model saved without one."""
+    """data.json of a run; empty for a model saved without one.
+
+    Raises:
+        ValueError: it is damaged.
+    """
     path = folder / "data.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it; what it says of the data is then not known"
+        ) from None
 
 
 def write_run_samples(
@@ -82,6 +95,10 @@ def score_file(path: Path, *, grammar: Grammar | None = None) -> dict[str, Any]:
     return samples_row(header, records, grammar)
 
 
+def _sample_path(run: Path, steps: int, seed: int) -> Path:
+    return run / "samples" / f"nfe-{steps:04d}-seed-{seed}.jsonl"
+
+
 def evaluate_run(
     run: Path,
     steps: Sequence[int],
@@ -101,8 +118,56 @@ def evaluate_run(
     model = FlowLM.from_pretrained(run, device=device)
     rows = []
     for k in steps:
-        path = run / "samples" / f"nfe-{k:04d}-seed-{seed}.jsonl"
+        path = _sample_path(run, k, seed)
         inner = None if tick is None else (lambda done, k=k: tick(k, done))
         write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=inner, **sampler)
         rows.append(score_file(path))
     return rows
+
+
+def held_out_curve(run: Path) -> list[tuple[int, float]]:
+    """(step, held-out loss in nats a token) of a run, from its metrics.jsonl."""
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
+
+
+def write_report(
+    folder: Path, run: Path, rows: Sequence[dict[str, Any]], command: str, shown: int = 10
+) -> None:
+    """A folder that says how good a run is: report.json and README.md, with samples at each step count.
+
+    Args:
+        folder: made when missing; its two files are replaced.
+        run: the run that `evaluate_run` measured.
+        rows: its rows.
+        command: what to type to get this again.
+        shown: samples per step count.
+    """
+    seed = rows[0]["seed"]
+    files_read = {k: _sample_path(run, k, seed) for k in (row["nfe"] for row in rows) if k}
+    samples = {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in files_read.items()}
+    curve = held_out_curve(run)
+    report = {
+        "command": command,
+        "commit": current_commit(),
+        "seed": seed,
+        "data": describe_data(run),
+        "held_out": curve,
+        "rows": list(rows),
+        "samples": samples,
+    }
+    write_json(folder / "report.json", report)
+    data = describe_data(run)
+    text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}.", markdown(rows)]
+    text.append(
+        f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
+        f"{data.get('train')} training rows, V = {data.get('vocab_size')}, L = {data.get('length')}."
+    )
+    text.append("Held-out loss by step (nats a token): " + ", ".join(f"{a}: {b:.4f}" for a, b in curve) + ".")
+    for k, texts in samples.items():
+        text.append(f"## {k} network call{'s' if k > 1 else ''}")
+        text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(texts, 1)))
+    write_data(folder / "README.md", "\n\n".join(text) + "\n")

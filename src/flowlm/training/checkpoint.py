@@ -59,7 +59,7 @@ class RunDirectory:
         """
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file: choose a folder for the run with --out")
-        if self.steps() or (self.path / "config.toml").exists():
+        if self.steps() or any((self.path / name).exists() for name in ("config.toml", "config.json")):
             if not force:
                 raise ValueError(
                     f"{self.path} already holds a run: continue it with --resume, replace it with --force, "
@@ -138,9 +138,12 @@ class RunDirectory:
             )
 
     def sweep(self) -> None:
-        """Remove what a killed save left behind."""
+        """Remove what a kill left half-written."""
         for leftover in self.checkpoints.glob(".step-*.tmp"):
             shutil.rmtree(leftover, ignore_errors=True)
+        for folder in (self.path, self.path / "samples"):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def prune(self, keep: int, chosen: int | None) -> None:
         """Keep the newest `keep` checkpoints and the chosen one."""

@@ -7,6 +7,7 @@ step: a run that is killed and resumed from a checkpoint goes on bit for bit as 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import re
@@ -123,14 +124,15 @@ class Trainer:
             extra = ("end_embedding.",) if config.model.two_times else ()
             name = "ema" if (Path(start) / "ema.safetensors").exists() else "model"
             load_weights(self.model, Path(start) / f"{name}.safetensors", allow_missing=extra)
+        # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
+        self.clock: Clock = copy.deepcopy(self.model.clock)
+        if config.clock.kind == "adaptive":
+            self.clock = AdaptiveClock(self.clock, floor=config.clock.floor)
         self.model.to(self.device)
         if config.teacher and config.flow_map.freeze_embedding:
             self.model.embedding.requires_grad_(False)
         self.ema = Ema(self.model, config.train.ema)
         self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
-        self.clock: Clock = self.model.clock
-        if config.clock.kind == "adaptive":
-            self.clock = AdaptiveClock(self.model.clock, floor=config.clock.floor).to(self.device)
         self.objective: Objective
         if config.objective == "flow":
             self.objective = FlowObjective(self.clock)
@@ -142,12 +144,23 @@ class Trainer:
             self.model.backbone.compile()
         self.step = 0
         self.best: tuple[float, int] | None = None
+        self._held_out = math.nan
         self._stop = False
 
     # -- the run's life ------------------------------------------------------------------------------------
 
     def start(self, *, force: bool = False) -> None:
-        """Make the run directory."""
+        """Make the run directory.
+
+        Raises:
+            ValueError: a run is already there, or it is the one this run learns from.
+        """
+        for name in ("teacher", "init"):
+            source = getattr(self.config, name)
+            if source and Path(source).resolve() == self.run.path.resolve():
+                raise ValueError(
+                    f"{self.run.path} is this run's own {name}: choose another folder with --out"
+                )
         self.run.create(dump_toml(self.config), force=force)
         self.corpus.tokenizer.save(self.run.path)
         files.write_json(self.run.path / "data.json", self.corpus.meta)
@@ -169,6 +182,9 @@ class Trainer:
             self.clock.load_state_dict(clock.state_dict(), strict=False)
         self.step = int(state["step"])
         self.best = tuple(state["best"]) if state.get("best") else None
+        self._held_out = math.nan if state.get("held_out") is None else float(state["held_out"])
+        # A kill may have come after the checkpoint and before what follows it.
+        self._publish(int(state["chosen"]))
         Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
         self.say(f"resumed {self.run.path} at step {self.step} of {self.config.train.steps}")
 
@@ -182,7 +198,6 @@ class Trainer:
         cfg = self.config.train
         metrics = Metrics(self.run.path / "metrics.jsonl")
         started = time.perf_counter()
-        held_out = math.nan
         tokens_per_step = cfg.batch * self.config.model.length
         with _interruptible(self), Progress(cfg.steps, self.step, tokens_per_step, self.say) as progress:
             while self.step < cfg.steps and not self._stop:
@@ -200,8 +215,10 @@ class Trainer:
                     )
                 last = self.step == cfg.steps
                 if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
-                    held_out = self._evaluate(metrics, progress.say)
-                if last or self._stop or self.step % cfg.save_every == 0:
+                    self._evaluate(metrics, progress.say)
+                # The best weights are worth a checkpoint wherever they come.
+                best = cfg.choose == "best" and self.best is not None and self.best[1] == self.step
+                if last or best or self._stop or self.step % cfg.save_every == 0:
                     self._save()
         finished = self.step >= cfg.steps
         if not finished:
@@ -209,7 +226,8 @@ class Trainer:
                 f"interrupted at step {self.step}; everything is saved. "
                 f"Continue with: flowlm train --resume {self.run.path}"
             )
-        return TrainResult(self.run.path, self.step, finished, held_out, time.perf_counter() - started)
+        chosen = self.best[0] if cfg.choose == "best" and self.best is not None else self._held_out
+        return TrainResult(self.run.path, self.step, finished, chosen, time.perf_counter() - started)
 
     def interrupt(self) -> None:
         """Ask the loop to save and stop after the present step."""
@@ -219,17 +237,22 @@ class Trainer:
 
     def _guarded_step(self) -> tuple[float, float]:
         cfg = self.config.train
-        size = cfg.micro_batch or cfg.batch
+        size = min(cfg.micro_batch or cfg.batch, cfg.batch)
         try:
             loss, norm = self.optimize()
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            half = max(1, size // 2)
+            half = size // 2
+            fix = (
+                f"--train.micro-batch {half} (accumulating {math.ceil(cfg.batch / half)} of them a step) gives the "
+                "same result in about half the memory"
+                if half
+                else "make the model or its passages smaller (--model.backbone.width, --model.length)"
+            )
             raise TrainingError(
                 f"out of memory at step {self.step} with {size} passages of {self.config.model.length} tokens in a "
-                f"forward pass: --train.micro-batch {half} (accumulating {math.ceil(cfg.batch / half)} of them a "
-                f"step) gives the same result in about half the memory. {self._last_good()}"
+                f"forward pass: {fix}. {self._last_good()}"
             ) from error
         if not (math.isfinite(loss) and math.isfinite(norm)):
             path = self.run.path / f"nonfinite-step-{self.step:08d}.safetensors"
@@ -272,7 +295,7 @@ class Trainer:
             if isinstance(self.clock, AdaptiveClock) and "t" in part:
                 on = part["s"] == part["t"] if "s" in part else torch.ones(stop - start, dtype=torch.bool)
                 per_row = losses["loss"].detach().mean(-1)
-                self.clock.observe(part["t"][on].to(self.device), per_row[on.to(self.device)])
+                self.clock.observe(part["t"][on], per_row.cpu()[on])
         norm = self.optimizer.step(step)
         self.ema.update(self.model, step + 1)
         if isinstance(self.clock, AdaptiveClock) and (step + 1) % self.config.clock.refit_every == 0:
@@ -295,7 +318,10 @@ class Trainer:
     def held_out(self) -> tuple[float, list[float | None]]:
         """Held-out loss of the averaged weights: mean, and by bins of the conditioning clock's τ at s."""
         cfg = self.config.train
-        tokens = torch.from_numpy(self.corpus.held_out[:HELD_OUT_ROWS].astype("int64"))
+        # Rows lie in the order of their source: any of them, not its beginning.
+        order = torch.randperm(len(self.corpus.held_out), generator=rng.generator(cfg.seed, "held-out rows"))
+        rows_held = self.corpus.held_out[order[:HELD_OUT_ROWS].numpy()]
+        tokens = torch.from_numpy(rows_held.astype("int64"))
         model = self.ema.model
         self.objective.prepare(model)
         draws = self.objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
@@ -312,14 +338,14 @@ class Trainer:
         by_bin = [loss[bins == b].mean().item() if bool((bins == b).any()) else None for b in range(TAU_BINS)]
         return loss.mean().item(), by_bin
 
-    def _evaluate(self, metrics: Metrics, say: Callable[[str], None]) -> float:
+    def _evaluate(self, metrics: Metrics, say: Callable[[str], None]) -> None:
         cfg = self.config.train
         loss, by_bin = self.held_out()
-        if self.best is None or loss < self.best[0]:
+        self._held_out = loss
+        if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.step)
-        model = FlowLM(
-            self.ema.model, self.corpus.tokenizer, self.clock if self.clock is not self.model.clock else None
-        )
+        grid = copy.deepcopy(self.clock).to(self.device) if isinstance(self.clock, AdaptiveClock) else None
+        model = FlowLM(self.ema.model, self.corpus.tokenizer, grid)
         texts = model.generate(4, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype)
         plural = "call" if cfg.sample_steps == 1 else "calls"
         sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
@@ -328,7 +354,6 @@ class Trainer:
         say(f"step {self.step}: held-out loss {loss:.4f} nats a token; {cfg.sample_steps} network {plural}:")
         for text in texts[:2]:
             say(f"  {text}")
-        return loss
 
     def _save(self) -> None:
         cfg = self.config.train
@@ -336,11 +361,19 @@ class Trainer:
             chosen = self.best[1] if self.run.checkpoint(self.best[1]).exists() else self.step
         else:
             chosen = self.step
-        state = {"best": list(self.best) if self.best else None, "seed": cfg.seed, "chosen": chosen}
-        clock = self.clock if self.clock is not self.model.clock else None
-        self.run.save(self.step, self.model, self.ema.model, self.optimizer.state(), clock, state)
+        state = {
+            "best": list(self.best) if self.best else None,
+            "held_out": self._held_out if math.isfinite(self._held_out) else None,
+            "seed": cfg.seed,
+            "chosen": chosen,
+        }
+        self.run.save(self.step, self.model, self.ema.model, self.optimizer.state(), self.clock, state)
+        self._publish(chosen)
+
+    def _publish(self, chosen: int) -> None:
+        """Export the chosen checkpoint and drop those that the policy does not keep."""
         self.run.export(chosen, self.model)
-        self.run.prune(cfg.keep, chosen)
+        self.run.prune(self.config.train.keep, chosen)
 
 
 def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Trainer:
@@ -366,8 +399,8 @@ def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Train
             f"{folder}/tokenizer.json has {corpus.tokenizer.vocab_size} tokens, the run's model "
             f"{config.model.vocab_size}: it is the tokenizer of another run"
         )
-    # The weights come from the checkpoint, not from where the run once started.
-    trainer = Trainer(config, folder, say=say, corpus=corpus)
+    # The weights come from the checkpoint, not from where the run once started, which may be gone.
+    trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
     trainer.resume()
     return trainer
 

@@ -1,0 +1,211 @@
+"""The denoiser: every choice gives a posterior, reads its times, and has one diagonal."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from test_backbone import unzero
+from torch import Tensor
+
+from flowlm.backbone import BackboneConfig
+from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.path import DenseNoise, LowRankNoise, corrupt
+
+B, L, D, V = 3, 5, 16, 40
+BACKBONE = BackboneConfig(width=D, depth=2, heads=2, conditioning=8, max_length=L)
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"clock": "uniform"},
+    {"logit_softcap": 3.0},
+    {"tied_head": True},
+    {"input_scaling": True},
+    {"tied_head": True, "input_scaling": True, "logit_softcap": 3.0},
+    {"backbone": dataclasses.replace(BACKBONE, norm="rms", qk_norm=True, attention_softcap=5.0)},
+    {"backbone": dataclasses.replace(BACKBONE, position="learned", activation="relu2", time_scale=10.0)},
+]
+TIMES: dict[str, Tensor | float] = {
+    "float": 0.6,
+    "scalar": torch.tensor(0.6),
+    "rows": torch.tensor([0.0, 0.6, 1.0]),
+    "float64": torch.tensor([0.0, 0.6, 1.0], dtype=torch.float64),
+    "tokens": torch.linspace(0, 1, B * L).view(B, L),
+}
+
+
+def label(choice: dict[str, Any]) -> str:
+    keys = {k: "…" if k == "backbone" else v for k, v in choice.items()}
+    return ",".join(f"{k}={v}" for k, v in keys.items()) or "default"
+
+
+def make(two_times: bool, **choice: Any) -> Denoiser:
+    torch.manual_seed(0)
+    settings = {"vocab_size": V, "length": L, "backbone": BACKBONE, **choice}
+    net = Denoiser(DenoiserConfig(two_times=two_times, **settings))
+    unzero(net)
+    return net
+
+
+def state(seed: int = 0) -> Tensor:
+    return torch.randn(B, L, D, generator=torch.Generator().manual_seed(seed))
+
+
+def call(net: Denoiser, y: Tensor, s: Tensor | float, t: Tensor | float) -> Tensor:
+    """Log-probabilities of δ_{s,t}, or of D_s where the network has one time."""
+    posterior = net(y, s, t) if net.config.two_times else net(y, s)
+    return posterior.log_probs()
+
+
+each_choice = pytest.mark.parametrize("choice", CHOICES, ids=label)
+each_arity = pytest.mark.parametrize("two_times", [False, True], ids=["one time", "two times"])
+
+
+@each_choice
+@each_arity
+def test_finite_and_every_parameter_learns(two_times: bool, choice: dict[str, Any]) -> None:
+    net = make(two_times, **choice)
+    tokens = torch.randint(0, V, (B, L), generator=torch.Generator().manual_seed(2))
+    s, t = torch.tensor([0.0, 0.5, 0.9]), torch.tensor([1.0, 0.7, 0.9])
+    law = net.noise_law()
+    y = corrupt(tokens, s, net.embedding, law(torch.randn(B, L, law.width)))
+    posterior = net(y, s, t) if two_times else net(y, s)
+    assert posterior.shape == (B, L)
+    posterior.cross_entropy(tokens).sum().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.any(), name
+
+
+@each_choice
+@each_arity
+@pytest.mark.parametrize("kind", TIMES)
+def test_shapes_of_times_agree(kind: str, two_times: bool, choice: dict[str, Any]) -> None:
+    """A time means the same to a token however it is given."""
+    net, y, s = make(two_times, **choice), state(), TIMES[kind]
+    t = 1.0 if kind == "float" else torch.ones_like(torch.as_tensor(s))
+    out = call(net, y, s, t)
+    assert out.shape == (B, L, V)
+    assert torch.isfinite(out).all()
+    grid = torch.as_tensor(s, dtype=torch.float32)
+    grid = (grid if grid.dim() else grid.expand(B)).reshape(B, -1).expand(B, L).contiguous()
+    torch.testing.assert_close(call(net, y, grid, torch.ones(B, L)), out, atol=1e-5, rtol=1e-4)
+
+
+@each_choice
+@each_arity
+def test_times_are_read(two_times: bool, choice: dict[str, Any]) -> None:
+    net, y = make(two_times, **choice), state()
+    out = call(net, y, 0.4, 0.9)
+    assert (call(net, y, 0.5, 0.9) - out).abs().max() > 1e-4
+    if two_times:
+        assert (call(net, y, 0.4, 0.7) - out).abs().max() > 1e-4
+
+
+@each_choice
+@pytest.mark.parametrize("kind", TIMES)
+def test_the_diagonal_is_one(kind: str, choice: dict[str, Any]) -> None:
+    """δ_{t,t} = D_t, the call with one time."""
+    net, y, t = make(True, **choice), state(), TIMES[kind]
+    torch.testing.assert_close(net(y, t, t).log_probs(), net(y, t).log_probs(), atol=0, rtol=0)
+
+
+@each_choice
+@each_arity
+def test_rows_are_independent(two_times: bool, choice: dict[str, Any]) -> None:
+    net, y = make(two_times, **choice), state()
+    s, t = torch.tensor([0.1, 0.5, 0.8]), torch.tensor([0.3, 0.6, 1.0])
+    out = call(net, y, s, t)
+    torch.testing.assert_close(call(net, y[1:2], s[1:2], t[1:2]), out[1:2], atol=1e-5, rtol=1e-4)
+    y2 = y.clone()
+    y2[0] += 1
+    torch.testing.assert_close(call(net, y2, s, t)[1:], out[1:], atol=0, rtol=0)
+
+
+@each_arity
+def test_a_new_denoiser_is_uniform(two_times: bool) -> None:
+    net = Denoiser(DenoiserConfig(V, L, two_times, backbone=BACKBONE))
+    out = call(net, state(), 0.3, 0.8)
+    torch.testing.assert_close(out, torch.full_like(out, -torch.tensor(float(V)).log()))
+
+
+def test_a_student_starts_as_its_teacher() -> None:
+    """The second time's last layer is zero: with one-time weights every δ_{s,t} is D_s."""
+    teacher = make(False)
+    student = Denoiser(DenoiserConfig(V, L, True, backbone=BACKBONE))
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert not unexpected
+    assert {name.split(".")[0] for name in missing} == {"end_embedding"}
+    y = state()
+    torch.testing.assert_close(student(y, 0.3, 0.9).log_probs(), teacher(y, 0.3).log_probs())
+
+
+def test_input_scaling_gives_unit_variance() -> None:
+    """The state the blocks see has the scale of the noise at every time."""
+    net = make(False, input_scaling=True)
+    law = net.noise_law()
+    tokens = torch.randint(0, V, (4000, L))
+    seen: list[Tensor] = []
+    net.backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        for t in (0.0, 0.5, 0.9, 1.0):
+            y = corrupt(tokens, t, net.embedding, law(torch.randn(4000, L, law.width)))
+            net(y, t)
+            assert float(seen[-1].square().mean()) == pytest.approx(1, rel=0.05)
+
+
+def test_tied_head_shares_the_embedding() -> None:
+    net = make(False, tied_head=True)
+    assert "head.weight" not in net.state_dict()
+    hidden = torch.randn(2, D)
+    torch.testing.assert_close(net.head(hidden), hidden @ net.embedding.T + net.head.bias)
+    assert "head.weight" in make(False).state_dict()
+
+
+def test_tied_head_follows_a_copy() -> None:
+    """A deep copy (an average of the weights) ties its head to its own embedding."""
+    import copy
+
+    net = make(False, tied_head=True)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        twin.embedding.add_(1.0)
+    hidden = torch.randn(2, D)
+    torch.testing.assert_close(twin.head(hidden), hidden @ twin.embedding.T + twin.head.bias)
+    torch.testing.assert_close(net.head(hidden), hidden @ net.embedding.T + net.head.bias)
+
+
+@pytest.mark.parametrize(("vocab", "law"), [(2 * D, DenseNoise), (2 * D + 1, LowRankNoise)])
+def test_noise_law(vocab: int, law: type) -> None:
+    assert type(make(False, vocab_size=vocab).noise_law()) is law
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_autocast_keeps_answers_float32(choice: dict[str, Any]) -> None:
+    net, y = make(True, **choice), state()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = net(y, 0.3, 0.8)
+        assert low.hidden.dtype == torch.bfloat16
+        assert low.embed().dtype == torch.float32
+    torch.testing.assert_close(low.log_probs(), net(y, 0.3, 0.8).log_probs(), atol=0.2, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"vocab_size": 1}, "V must be at least 2"),
+        ({"vocab_size": 0}, "V must be at least 2"),
+        ({"length": 0}, "length must be at least 1, got 0"),
+        ({"clock": "cosine"}, "unknown clock 'cosine'"),
+    ],
+)
+def test_config_errors(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(False, **settings)
+
+
+def test_one_time_has_no_flow_map() -> None:
+    with pytest.raises(ValueError, match="built with one time"):
+        make(False)(state(), 0.3, 0.8)

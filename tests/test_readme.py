@@ -1,0 +1,185 @@
+"""The README is true: its commands run, its code runs, what it names exists."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowlm.cli import main
+from flowlm.data.grammar import Grammar
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md")
+
+LOOP = "--train.steps 4 --train.save-every 2 --train.eval-every 0 --train.batch 4 --train.device cpu --data.num 200"
+DATA = "--data.held-out 20"
+SHAPE = "--model.backbone.width 32 --model.backbone.heads 2 --model.backbone.depth 1"
+#: What is appended to a command so that it takes a second and not minutes.
+SHRINK = {
+    "train": f"{LOOP} {DATA} {SHAPE}",
+    "distill": f"{LOOP} {DATA} --flow-map.rollout-steps 2",
+    "generate": "--device cpu",
+    "evaluate": "--device cpu --num 20",
+    "info": "",
+}
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def flowlm(command: str) -> None:
+    """Run a flowlm command, shrunk, and expect success."""
+    words = shlex.split(command)
+    extra = [] if "--resume" in words else shlex.split(SHRINK[words[0]])
+    assert main(words + extra) == 0, f"flowlm {shlex.join(words + extra)} failed"
+
+
+@pytest.fixture(scope="module")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working folder with what the README assumes: the demo's runs, much smaller, and a text file."""
+    folder = tmp_path_factory.mktemp("readme")
+    with contextlib.chdir(folder):
+        Path("my.txt").write_text("\n".join(Grammar().sample(200, seed=5)), encoding="utf-8")
+        flowlm("train grammar --out runs/demo/flm")
+        flowlm("distill grammar-fmlm --teacher runs/demo/flm --out runs/demo/fmlm")
+        yield folder
+
+
+def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "make":
+        # The recipes are printed, not run: this very test is one of them.
+        shown = subprocess.run(["make", "-n", "-B", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+        assert '-c constraints.txt -e ".[dev]"' in shown.stdout
+    elif words[0] == "python3.11":
+        assert words[1:] == ["-m", "venv", ".venv"]
+    elif words[0] == ".venv/bin/python":
+        assert words[1:] in (shlex.split('-m pip install -c constraints.txt -e ".[dev]"'), ["-m", "pytest"])
+    elif words[1] == "demo":
+        asked: dict[str, Any] = {}
+        monkeypatch.setattr("flowlm.demo.run_demo", lambda out, **options: asked.update(options, out=out))
+        assert main(words[1:]) == 0
+        assert asked["out"] == Path("runs/demo")
+        assert 1 <= asked["minutes"] <= 15
+    else:
+        assert words[0] == "flowlm", f"this test does not know the command {line!r}"
+        if words[1:3] == ["train", "--resume"]:
+            shutil.rmtree(Path(words[3]) / "checkpoints" / "step-00000004")  # as if it had been killed
+        flowlm(shlex.join(words[1:]))
+
+
+COMMANDS = [block for name in DOCUMENTS for block in blocks((ROOT / name).read_text(encoding="utf-8"), "sh")]
+
+
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.splitlines()[0])
+def test_shell_commands_run(block: str, workshop: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in block.splitlines():
+        run_line(line, monkeypatch)
+
+
+def test_commands_leave_what_the_text_says(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flowlm("generate runs/demo/fmlm --num 3 --out three.jsonl")
+    assert "3 passages, 1 network call each" in capsys.readouterr().err
+    flowlm("evaluate three.jsonl --json rows.json")
+    model, law = json.loads(Path("rows.json").read_text(encoding="utf-8"))
+    assert law["model"] == "law"
+    assert law["valid"] == 1.0
+    assert 0 <= model["valid"] <= 1
+    for name in ("config.toml", "config.json", "model.safetensors", "ema.safetensors", "metrics.jsonl"):
+        assert (workshop / "runs/demo/fmlm" / name).is_file()
+
+
+def test_python_blocks_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {}
+    for block in blocks(README, "python"):
+        exec(compile(block, "README.md", "exec"), namespace)
+    printed = capsys.readouterr().out
+    assert printed.count("call ") == 4
+    assert "-inf" in printed or "True" in printed
+
+
+def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    usage = capsys.readouterr().out
+    for command in set(re.findall(r"^  flowlm (\w+)", usage, re.M)):
+        assert f"| `flowlm {command}` |" in README
+
+
+def test_equation_table_names_what_exists() -> None:
+    rows = re.findall(r"^\| .* \| `(flowlm\.[\w.]+)` \|$", README, re.M)
+    assert len(rows) >= 12
+    for path in rows:
+        parts = path.split(".")
+        depth = next(n for n in range(len(parts), 0, -1) if _importable(".".join(parts[:n])))
+        found = reduce(getattr, parts[depth:], importlib.import_module(".".join(parts[:depth])))
+        assert found.__doc__, f"{path} has no docstring"
+        assert found.__module__ == ".".join(parts[:depth]), f"{path} is defined in {found.__module__}"
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)\)", text):
+        if "://" not in target:
+            assert ((ROOT / name).parent / target).exists(), f"{name} links to {target}, which is not there"
+
+
+def test_layout_names_what_exists() -> None:
+    (layout,) = blocks(README, "text")
+    for line in layout.splitlines()[1:]:
+        name = line.split()[0]
+        folder = ROOT / "src/flowlm" if line.startswith("  ") else ROOT
+        assert (folder / name).exists(), f"the layout names {name}"
+
+
+def test_sample_stories_are_of_the_language() -> None:
+    stories = [re.sub(r"\n?> ?", " ", quote).strip() for quote in re.findall(r"(?:^> .*\n)+", README, re.M)]
+    assert len(stories) == 2
+    for story in stories:
+        assert Grammar().judge(story).valid, story
+
+
+def test_facts_about_the_language() -> None:
+    law = Grammar()
+    facts = re.search(
+        r"(\d+) words and marks,\s+stories of (\d+) to (\d+) tokens,\s+and ([\d.]+) nats", README
+    )
+    assert facts is not None
+    assert [int(facts[i]) for i in (1, 2, 3)] == [len(law.vocabulary), law.min_tokens, law.max_tokens]
+    assert float(facts[4]) == pytest.approx(law.entropy, abs=0.005)
+
+
+def test_the_measured_section_can_be_filled() -> None:
+    assert README.count("<!-- measured:begin -->") == README.count("<!-- measured:end -->") == 1
+    section = README.index("## Measured")
+    assert section < README.index("<!-- measured:begin -->") < README.index("<!-- measured:end -->")
+
+
+def test_extras_and_versions_that_are_named_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in re.findall(r"\.\[(\w+)\]", README):
+        assert extra in project["optional-dependencies"]
+    assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,524 @@
+"""The loop: accumulation, averaging, held-out losses, checkpoint choice, and the ways in which a run stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowlm.clock import AdaptiveClock
+from flowlm.model import FlowLM
+from flowlm.training import loop
+from flowlm.training.loop import TAU_BINS, Trainer, TrainingError, open_run
+from helpers import begin, content, flm, fmlm, map_settings, metrics, settings, silent, tensors, trained
+
+
+def _config(objective: str, over: dict[str, Any] | None = None) -> Any:
+    return settings(over) if objective == "flow" else map_settings(flm(), over)
+
+
+def _gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """The gradient that the optimizer would see at the trainer's step."""
+    found: dict[str, Tensor] = {}
+
+    def step(number: int) -> Tensor:
+        found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
+        return torch.zeros(())
+
+    trainer.optimizer.step = step  # type: ignore[method-assign]
+    trainer.optimize()
+    return found
+
+
+# ------------------------------------------------------------------------------------------------ accumulation
+
+
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_micro_batches_accumulate_the_gradient_of_the_whole_batch(objective: str, tmp_path: Path) -> None:
+    over = {"init": str(flm() if objective == "flow" else fmlm()), "flow_map.boundary": 0.3}
+    whole, parts = (
+        Trainer(_config(objective, over | {"train.micro_batch": size}), tmp_path, say=silent)
+        for size in (0, 3)
+    )
+    one, many = _gradients(whole), _gradients(parts)
+    assert one.keys() == many.keys()
+    scale = max(float(g.abs().max()) for g in one.values())
+    for name, gradient in one.items():
+        assert torch.allclose(many[name], gradient, rtol=1e-4, atol=1e-6 * scale), name
+
+
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_micro_batches_give_the_same_weights_and_losses(objective: str, tmp_path: Path) -> None:
+    # Without Muon, whose iteration in bfloat16 would make rounding a thousand times larger.
+    init = str(flm() if objective == "flow" else fmlm())
+    over = {"init": init, "train.steps": 4, "optim.muon_lr": 0.0}
+    whole = trained(tmp_path / "whole", _config(objective, over))
+    parts = trained(tmp_path / "parts", _config(objective, over | {"train.micro_batch": 3}))
+    for one, many in zip(metrics(whole), metrics(parts)):
+        assert one.keys() == many.keys()
+        for name in one.keys() & {"loss", "held_out", "gradient_norm"}:
+            assert many[name] == pytest.approx(one[name], rel=1e-4), name
+    start = tensors(Path(init) / "ema.safetensors")
+    other = tensors(parts / "model.safetensors")
+    for name, value in tensors(whole / "model.safetensors").items():
+        change = float((value - start[name]).abs().max()) if name in start else 1.0
+        assert torch.allclose(other[name], value, atol=0.02 * change + 1e-7), name
+
+
+# ------------------------------------------------------------------------------------- seeds, precision, kernels
+
+
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_a_seed_gives_the_same_bytes(objective: str, tmp_path: Path) -> None:
+    over = {"clock.kind": "adaptive", "clock.refit_every": 3, "train.dtype": "bfloat16"}
+    runs = [trained(tmp_path / name, _config(objective, over)) for name in "ab"]
+    assert content(runs[0]) == content(runs[1])
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    runs = [
+        trained(tmp_path / str(seed), settings({"train.seed": seed, "train.steps": 2})) for seed in (0, 1)
+    ]
+    one, other = (tensors(run / "model.safetensors") for run in runs)
+    assert not torch.equal(one["embedding"], other["embedding"])
+    assert metrics(runs[0])[1]["loss"] != metrics(runs[1])[1]["loss"]
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path: Path) -> None:
+    over = {"init": str(flm()), "train.steps": 3}
+    full = trained(tmp_path / "full", settings(over))
+    half = trained(tmp_path / "half", settings(over | {"train.dtype": "bfloat16"}))
+    assert {t.dtype for t in tensors(half / "model.safetensors").values()} == {torch.float32}
+    one, other = (metrics(run)[0]["loss"] for run in (full, half))
+    assert other != one  # else the choice would change nothing
+    assert other == pytest.approx(one, rel=0.02)
+
+
+def test_the_choice_of_precision_is_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    Trainer(settings({"train.dtype": "bfloat16"}), tmp_path, say=lines.append)
+    assert lines[0] == "device cpu, compute in bfloat16 (asked for)"
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang", "g++"))), reason="no C compiler")
+@pytest.mark.slow
+def test_compile_gives_the_same_losses(tmp_path: Path) -> None:
+    over = {"init": str(flm()), "train.steps": 2, "train.eval_every": 0}
+    eager = begin(tmp_path / "eager", settings(over))
+    compiled = begin(tmp_path / "compiled", settings(over | {"train.compile": True}))
+    assert eager.model.backbone._compiled_call_impl is None
+    assert compiled.model.backbone._compiled_call_impl is not None
+    one, other = eager.optimize(), compiled.optimize()
+    assert other == pytest.approx(one, rel=1e-4)
+    # the names in the files do not depend on it
+    assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
+
+
+# -------------------------------------------------------------------------------------------- what a run looks at
+
+
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_held_out_loss_of_an_ignorant_model_is_log_v_in_every_bin(micro_batch: int, tmp_path: Path) -> None:
+    trainer = Trainer(settings({"train.micro_batch": micro_batch}), tmp_path, say=silent)
+    loss, by_tau = trainer.held_out()  # the head starts at zero: every posterior is uniform
+    uniform = math.log(trainer.config.model.vocab_size)
+    assert loss == pytest.approx(uniform, rel=1e-6)
+    assert len(by_tau) == TAU_BINS
+    assert [x for x in by_tau if x is not None] == pytest.approx([uniform] * len([x for x in by_tau if x]))
+    assert trainer.held_out() == (loss, by_tau)  # the same rows and noise each time
+
+
+def test_held_out_loss_falls_along_the_clock(tmp_path: Path) -> None:
+    trainer = Trainer(settings({"init": str(flm())}), tmp_path, say=silent)
+    loss, by_tau = trainer.held_out()
+    first, last = by_tau[0], by_tau[-1]
+    assert first is not None
+    assert last is not None
+    assert last < loss < first  # near the data there is less to guess
+    rows = trainer.corpus.held_out
+    assert len(rows) == 10  # a bin's mean is over the rows that fall into it
+    assert loss == pytest.approx(sum(x for x in by_tau if x is not None) / TAU_BINS, rel=0.1)
+
+
+def test_metrics_and_samples(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", settings({"train.log_every": 2}))
+    lines = metrics(run)
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == [2, 4, 6, 8]
+    assert [line["tokens"] for line in logged] == [n * 8 * 12 for n in (2, 4, 6, 8)]
+    assert logged[0]["lr_factor"] == 1.0
+    assert all(line["gradient_norm"] > 0 for line in logged)
+    held_out = [line for line in lines if "held_out" in line]
+    assert [line["step"] for line in held_out] == [4, 8]
+    assert all(len(line["held_out_by_tau"]) == TAU_BINS for line in held_out)
+    for step in (4, 8):
+        first, *texts = (run / "samples" / f"step-{step:08d}.txt").read_text().splitlines()
+        assert first == f"# step {step}, 2 network calls"
+        assert len(texts) == 4
+    model = FlowLM.from_pretrained(run)
+    assert texts == model.generate(4, 2, seed=0)
+
+
+def test_samples_and_losses_are_said(tmp_path: Path) -> None:
+    lines: list[str] = []
+    trainer = Trainer(settings({"train.steps": 4}), tmp_path / "run", say=lines.append)
+    trainer.start()
+    result = trainer.train()
+    told = [line for line in lines if line.startswith("step 4: held-out loss")]
+    assert told == [f"step 4: held-out loss {result.held_out:.4f} nats a token; 2 network calls:"]
+    at = lines.index(told[0])
+    assert lines[at + 1 : at + 3] == [
+        "  " + text for text in FlowLM.from_pretrained(tmp_path / "run").generate(2, 2, seed=0)
+    ]
+
+
+def test_eval_every_zero_looks_only_at_the_end(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", settings({"train.eval_every": 0, "train.steps": 3}))
+    assert [line["step"] for line in metrics(run) if "held_out" in line] == [3]
+
+
+# ---------------------------------------------------------------------------------------------- checkpoint choice
+
+
+def _losses_of(monkeypatch: pytest.MonkeyPatch, by_step: dict[int, float]) -> None:
+    monkeypatch.setattr(Trainer, "held_out", lambda self: (by_step[self.step], [None] * TAU_BINS))
+
+
+@pytest.mark.parametrize(
+    ("choose", "over", "chosen", "kept"),
+    [
+        ("last", {}, 8, [7, 8]),
+        ("best", {}, 3, [3, 7, 8]),
+        # the best weights are kept also where no checkpoint was due
+        ("best", {"train.save_every": 4}, 3, [3, 4, 8]),
+        ("last", {"train.save_every": 4, "train.keep": 1}, 8, [8]),
+        ("best", {"train.save_every": 2, "train.keep": 1}, 3, [3, 8]),
+    ],
+)
+def test_choice_and_pruning(
+    choose: str,
+    over: dict[str, Any],
+    chosen: int,
+    kept: list[int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    losses = {1: 3.0, 2: 2.5, 3: 1.0, 4: 1.5, 5: 1.2, 6: 1.1, 7: 1.3, 8: 1.4}
+    _losses_of(monkeypatch, losses)
+    defaults = {"train.choose": choose, "train.eval_every": 1, "train.save_every": 1}
+    trainer = begin(tmp_path / "run", settings(defaults | over))
+    result = trainer.train()
+    assert trainer.run.steps() == kept
+    for name in ("model.safetensors", "ema.safetensors"):
+        exported = (tmp_path / "run" / name).read_bytes()
+        assert exported == (trainer.run.checkpoint(chosen) / name).read_bytes()
+        assert (exported == (trainer.run.checkpoint(8) / name).read_bytes()) == (chosen == 8)
+    assert result.held_out == losses[chosen]  # of the exported weights
+
+
+def test_the_best_is_remembered_over_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _losses_of(monkeypatch, {2: 1.0, 4: 2.0, 6: 3.0, 8: 4.0})
+    over = {"train.choose": "best", "train.eval_every": 2, "train.save_every": 2}
+    trainer = begin(tmp_path / "run", settings(over))
+    _interrupt_at(trainer, 5)
+    assert not trainer.train().finished
+    result = open_run(tmp_path / "run", say=silent).train()
+    assert result.held_out == 1.0
+    best = trainer.run.checkpoint(2) / "ema.safetensors"
+    assert (tmp_path / "run" / "ema.safetensors").read_bytes() == best.read_bytes()
+
+
+def test_a_held_out_loss_that_is_not_finite_is_never_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _losses_of(monkeypatch, {4: math.nan, 8: 2.0})
+    trainer = begin(tmp_path / "run", settings({"train.choose": "best"}))
+    trainer.train()
+    assert trainer.best == (2.0, 8)
+    assert trainer.run.steps() == [4, 8]
+
+
+# ------------------------------------------------------------------------------------------- weights to start from
+
+
+@pytest.mark.parametrize("source", [flm, fmlm])
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_init_continues_from_any_runs_averaged_weights(
+    source: Callable[[], Path], objective: str, tmp_path: Path
+) -> None:
+    config = settings({"init": str(source()), "objective": objective, "model.backbone.width": 64})
+    trainer = Trainer(config, tmp_path, say=silent)
+    assert trainer.config.model.backbone.width == 32  # the source's, whatever the recipe says
+    assert trainer.config.model.two_times == (objective == "flow-map" or source is fmlm)
+    found = trainer.model.state_dict()
+    for name, value in tensors(source() / "ema.safetensors").items():
+        assert torch.equal(found[name], value), name
+    trainer.optimize()  # and it trains
+
+
+def test_a_resume_does_not_need_the_run_that_it_started_from(tmp_path: Path) -> None:
+    shutil.copytree(flm(), tmp_path / "source")
+    trainer = begin(tmp_path / "run", settings({"init": str(tmp_path / "source")}))
+    _interrupt_at(trainer, 3)
+    trainer.train()
+    shutil.rmtree(tmp_path / "source")
+    assert open_run(tmp_path / "run", say=silent).train().finished
+
+
+def test_distillation_starts_from_its_teacher_and_keeps_the_embedding(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", map_settings(flm(), {"train.steps": 3}))
+    teacher, student = tensors(flm() / "ema.safetensors"), tensors(run / "model.safetensors")
+    assert torch.equal(student["embedding"], teacher["embedding"])
+    assert not torch.equal(student["head.weight"], teacher["head.weight"])
+    assert {name for name in student if name not in teacher} == {
+        f"end_embedding.mlp.{i}.{what}" for i in (0, 2) for what in ("weight", "bias")
+    }
+    free = trained(
+        tmp_path / "free", map_settings(flm(), {"train.steps": 3, "flow_map.freeze_embedding": False})
+    )
+    assert not torch.equal(tensors(free / "model.safetensors")["embedding"], teacher["embedding"])
+
+
+def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", map_settings(flm(), {"train.steps": 2}))
+    assert trainer.objective.teacher is not None  # type: ignore[attr-defined]
+    trainer.train()
+    teacher = trainer.objective.teacher.state_dict()  # type: ignore[attr-defined]
+    for name, value in tensors(flm() / "ema.safetensors").items():
+        assert torch.equal(teacher[name], value), name
+
+
+def test_self_distillation_needs_no_teacher(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", settings({"objective": "flow-map", "train.steps": 2}))
+    assert FlowLM.from_pretrained(run).denoiser.config.two_times
+
+
+@pytest.mark.parametrize("name", ["teacher", "init"])
+def test_a_run_never_replaces_the_one_it_learns_from(name: str, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(flm(), source)
+    config = map_settings(source) if name == "teacher" else settings({"init": str(source)})
+    before = content(source)
+    with pytest.raises(ValueError, match=rf"is this run's own {name}: choose another folder with --out"):
+        Trainer(config, source, say=silent).start(force=True)
+    assert content(source) == before
+
+
+# ---------------------------------------------------------------------------------------------- the adaptive clock
+
+
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_the_adaptive_clock_is_trained_saved_and_restored(objective: str, tmp_path: Path) -> None:
+    over = {"clock.kind": "adaptive", "clock.refit_every": 2, "clock.floor": 0.3, "train.steps": 6}
+    trainer = begin(tmp_path / "run", _config(objective, over))
+    clock = trainer.clock
+    assert isinstance(clock, AdaptiveClock)
+    straight = torch.linspace(0, 1, clock.bins + 1, dtype=torch.float64)
+    assert torch.equal(clock.cdf, straight)
+    _interrupt_at(trainer, 3)
+    trainer.train()
+    assert clock.floor == 0.3
+    assert float(clock.count.sum()) > 0
+    assert not torch.allclose(clock.cdf, straight)
+    restored = open_run(tmp_path / "run", say=silent)
+    for name, value in clock.state_dict().items():
+        assert torch.equal(restored.clock.state_dict()[name], value), name
+    restored.train()
+    model = FlowLM.from_pretrained(tmp_path / "run")
+    assert isinstance(model.sampling_clock, AdaptiveClock)
+    assert torch.equal(model.sampling_clock.cdf, restored.clock.cdf)  # type: ignore[arg-type]
+    # the network goes on reading the conditioning clock
+    tau = torch.tensor([0.3, 0.6])
+    assert not torch.allclose(model.sampling_clock.time(tau), model.denoiser.clock.time(tau))
+
+
+def test_a_fixed_clock_draws_in_the_conditioning_clocks_time(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings({"train.batch": 64}))
+    draws = trainer.objective.draw(64, torch.Generator().manual_seed(0))
+    tau = trainer.model.clock.tau(draws["t"].double()).sort().values
+    # one draw in each of 64 equal cells of clock time
+    assert torch.equal((tau * 64).floor(), torch.arange(64, dtype=torch.float64))
+
+
+# ------------------------------------------------------------------------------------------------ how a run stops
+
+
+def _before_step(trainer: Trainer, step: int, act: Callable[[], None]) -> None:
+    optimize = trainer.optimize
+
+    def wrapped() -> tuple[float, float]:
+        if trainer.step == step:
+            act()
+        return optimize()
+
+    trainer.optimize = wrapped  # type: ignore[method-assign]
+
+
+def _interrupt_at(trainer: Trainer, step: int) -> None:
+    _before_step(trainer, step, trainer.interrupt)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(number: int, tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole", settings())
+    lines: list[str] = []
+    trainer = Trainer(settings(), tmp_path / "run", say=lines.append)
+    trainer.start()
+    _before_step(trainer, 5, lambda: signal.raise_signal(number))
+    before = signal.getsignal(number)
+    result = trainer.train()
+    assert signal.getsignal(number) == before  # the caller's handlers are back
+    assert (result.finished, result.step) == (False, 6)
+    assert trainer.run.steps() == [4, 6]
+    assert lines[-1] == (
+        f"interrupted at step 6; everything is saved. Continue with: flowlm train --resume {tmp_path / 'run'}"
+    )
+    resumed = open_run(tmp_path / "run", say=silent)
+    assert resumed.step == 6
+    assert resumed.train().finished
+    last = "checkpoints/step-00000008/"
+    one, other = content(whole), content(tmp_path / "run")
+    assert {k: v for k, v in one.items() if k.startswith(last)} == {
+        k: v for k, v in other.items() if k.startswith(last)
+    }
+    assert metrics(whole) == metrics(tmp_path / "run")
+
+
+def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings())
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    _before_step(trainer, 5, twice)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.run.steps() == [4]
+    assert open_run(tmp_path / "run", say=silent).step == 4
+
+
+def test_a_resumed_run_that_had_finished_says_its_loss(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings())
+    result = trainer.train()
+    again = open_run(tmp_path / "run", say=silent).train()
+    assert again.finished
+    assert again.held_out == result.held_out
+
+
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(bad: float, objective: str, tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", _config(objective))
+    losses = trainer.objective.losses
+
+    def broken(*args: Any) -> dict[str, Tensor]:
+        out = losses(*args)
+        return {"loss": out["loss"] * bad} if trainer.step == 5 else out
+
+    trainer.objective.losses = broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingError) as caught:
+        trainer.train()
+    message = str(caught.value)
+    good = tmp_path / "run" / "checkpoints" / "step-00000004"
+    saved = tmp_path / "run" / "nonfinite-step-00000005.safetensors"
+    assert f"the loss became {bad}" in message
+    assert "at step 5" in message
+    assert f"the batch is in {saved}" in message
+    assert f"The last good checkpoint is {good}." in message
+    assert "--optim.lr" in message
+    batch = tensors(saved)
+    assert torch.equal(batch["tokens"], trainer.loader.batch(5))
+    assert {"t"} <= batch.keys()
+    assert trainer.run.steps() == [4]  # nothing bad was saved
+    resumed = open_run(tmp_path / "run", say=silent)
+    assert all(bool(value.isfinite().all()) for value in resumed.model.state_dict().values())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings())
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda n: step(n) * math.inf  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match=r"gradient norm inf\) at step 0.*No checkpoint yet\."):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+        MemoryError(),
+    ],
+)
+@pytest.mark.parametrize(
+    ("micro_batch", "fix"),
+    [
+        (
+            0,
+            r"with 8 passages.*--train\.micro-batch 4 \(accumulating 2 of them a step\) gives the same result",
+        ),
+        (100, r"with 8 passages.*--train\.micro-batch 4 \(accumulating 2 of them"),
+        (3, r"with 3 passages.*--train\.micro-batch 1 \(accumulating 8 of them"),
+        (1, r"with 1 passages of 12 tokens.*make the model or its passages smaller"),
+    ],
+)
+def test_out_of_memory_names_what_would_fit(
+    error: Exception, micro_batch: int, fix: str, tmp_path: Path
+) -> None:
+    trainer = begin(tmp_path / "run", settings({"train.micro_batch": micro_batch}))
+
+    def full() -> None:
+        raise error
+
+    _before_step(trainer, 4, full)
+    with pytest.raises(TrainingError, match=r"out of memory at step 4 " + fix) as caught:
+        trainer.train()
+    assert f"The last good checkpoint is {trainer.run.checkpoint(4)}." in str(caught.value)
+
+
+def test_other_errors_are_not_called_out_of_memory(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings())
+
+    def fail() -> None:
+        raise RuntimeError("shapes do not match")
+
+    _before_step(trainer, 0, fail)
+    with pytest.raises(RuntimeError, match="shapes do not match") as caught:
+        trainer.train()
+    assert not isinstance(caught.value, TrainingError)
+
+
+# ------------------------------------------------------------------------------------------------------- its data
+
+
+def test_the_clocks_that_draw_times_stay_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the model elsewhere (torch's shapes-only device stands for an accelerator) times are still drawn."""
+    monkeypatch.setattr(loop, "resolve_device", lambda name: torch.device("meta"))
+    for kind in ("fixed", "adaptive"):
+        trainer = Trainer(settings({"clock.kind": kind}), tmp_path, say=silent)
+        assert trainer.model.embedding.device.type == "meta"
+        assert trainer.objective.draw(8, torch.Generator())["t"].device.type == "cpu"
+
+
+def test_the_config_that_is_saved_is_resolved(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings())
+    model = trainer.config.model
+    assert model.vocab_size == trainer.corpus.tokenizer.vocab_size == 17
+    assert model.backbone.max_length == model.length == 12
+    trainer.train()
+    again = open_run(tmp_path / "run", say=silent)
+    assert again.config == dataclasses.replace(trainer.config)
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["model"]["vocab_size"] == 17
+    assert re.fullmatch(r"flowlm/\d+", saved["format"])

@@ -1,0 +1,24 @@
+"""Progress where there is no terminal: plain lines, not too many of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from flowlm.training import progress
+from flowlm.training.progress import Progress
+
+
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 8))  # every step takes eight seconds
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(progress.sys, "stderr", open("/dev/null"))  # noqa: SIM115
+    lines: list[str] = []
+    with Progress(10, 4, 100, lines.append) as bar:
+        for step in range(5, 11):
+            bar.advance(step, 2.0)
+        bar.say("a message")
+    assert [line.split("  ")[0] for line in lines] == ["step 6/10", "step 8/10", "step 10/10", "a message"]
+    assert "loss 2.0000" in lines[0]
+    assert "12 tokens/s" in lines[0]  # 100 tokens every eight seconds, counted from step 4
+    assert lines[0].endswith("32 s left")
+    assert lines[2].endswith("0 s left")
