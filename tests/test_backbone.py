@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from flowlm.backbone import Backbone, BackboneConfig, Norm, TimeEmbedding, rotary_tables, rotate
 
 B, L, D, C = 3, 6, 16, 8
-BASE: dict[str, Any] = dict(width=D, depth=2, heads=2, conditioning=C, max_length=L)
+BASE: dict[str, Any] = {"width": D, "depth": 2, "heads": 2, "conditioning": C, "max_length": L}
 CHOICES: list[dict[str, Any]] = [
     {},
     {"norm": "rms"},
@@ -31,7 +31,7 @@ def label(choice: dict[str, Any]) -> str:
 
 
 def unzero(module: nn.Module, seed: int = 0) -> None:
-    """Random values for every parameter that starts at zero: zero modulations hide the rest of the network."""
+    """Random values for every parameter that starts at zero: such modulations hide the rest of the net."""
     gen = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -160,7 +160,7 @@ def test_time_embedding_is_the_published_sinusoid(scale: float) -> None:
         ({"norm": "batch"}, "norm = 'batch' is not one of layer, rms"),
         ({"position": "none"}, "position = 'none' is not one of rotary, learned, both"),
         ({"activation": "tanh"}, "activation = 'tanh' is not one of gelu, relu2"),
-        ({"attention_backend": "flash"}, "attention_backend = 'flash' is not one of sdpa, math"),
+        ({"attention_backend": "flash"}, "attention_backend = 'flash' is not one of auto, sdpa, math"),
         ({"depth": 0}, "depth must be at least 1, got 0"),
         ({"conditioning": 0}, "conditioning must be at least 1, got 0"),
         ({"max_length": 0}, "max_length must be at least 1, got 0"),

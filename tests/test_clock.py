@@ -77,7 +77,9 @@ def test_against_independent_quadrature(vocab_size: int) -> None:
     np.testing.assert_allclose(tau, quadrature_tau(t, vocab_size), atol=1e-6, rtol=0)
     assert tau.max() > 0.9
     slope = (quadrature_tau(t + 1e-5, vocab_size) - quadrature_tau(t - 1e-5, vocab_size)) / 2e-5
-    np.testing.assert_allclose(clock.rate(torch.from_numpy(t)).numpy(), slope, atol=2e-4 * slope.max(), rtol=0)
+    np.testing.assert_allclose(
+        clock.rate(torch.from_numpy(t)).numpy(), slope, atol=2e-4 * slope.max(), rtol=0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

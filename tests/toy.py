@@ -115,24 +115,27 @@ class ExactNoise:
 class ExactDenoiser:
     """The toy's D_t and δ_{s,t} where a network would be."""
 
-    def __init__(self, two_times: bool, clock: Clock | None = None):
+    def __init__(self, two_times: bool, clock: Clock | None = None, rk_steps: int = 256):
         self.config = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, two_times=two_times)
         self.embedding = torch.eye(VOCAB, dtype=torch.float64)
         self.clock = clock or DecodingErrorClock(VOCAB)
+        self.rk_steps = rk_steps
 
     def noise_law(self) -> ExactNoise:
         return ExactNoise()
 
     def __call__(self, y: Tensor, s: Tensor | float, t: Tensor | float | None = None) -> ExactPosterior:
-        probs = LANGUAGE.denoise(y, s) if t is None else LANGUAGE.flow_map_denoiser(y, s, t)
+        probs = LANGUAGE.denoise(y, s) if t is None else LANGUAGE.flow_map_denoiser(y, s, t, self.rk_steps)
         return ExactPosterior(probs, self.embedding)
 
 
 def tiny_denoiser(two_times: bool = False, seed: int = 0) -> Denoiser:
     """A network that learns the toy in seconds."""
+    backbone = BackboneConfig(
+        width=32, depth=2, heads=2, conditioning=32, max_length=LENGTH, mlp_ratio=2, time_scale=10
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        backbone = BackboneConfig(width=32, depth=2, heads=2, conditioning=32, max_length=LENGTH, mlp_ratio=2)
         return Denoiser(DenoiserConfig(VOCAB, LENGTH, two_times, backbone=backbone))
 
 
@@ -141,14 +144,15 @@ def train(
     model: Denoiser,
     steps: int,
     *,
-    batch: int = 512,
+    batch: int = 256,
     lr: float = 3e-3,
     averaged: Denoiser | None = None,
     seed: int = 0,
 ) -> None:
     """Adam with a warm-up and a linear decay to zero; `averaged` follows as an exponential average."""
     gen = torch.Generator().manual_seed(seed)
-    pool, pooled = 32, {}  # inverting the clock for many steps at once saves half the time
+    pool = 32  # inverting the clock for many steps at once saves half the time
+    pooled: dict[str, tuple[Tensor, ...]] = {}
     params = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(params, lr, betas=(0.9, 0.99), fused=True)
     for i in range(steps):

@@ -6,27 +6,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BACKENDS = ("sdpa", "math")
+BACKENDS = ("auto", "sdpa", "math")
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, *, softcap: float = 0.0, backend: str = "sdpa") -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, *, softcap: float = 0.0, backend: str = "auto") -> Tensor:
     """softmax(cap(q kᵀ/√h)) v over the whole sequence, both ways.
 
     Args:
         q, k, v: (B, heads, L, h).
         softcap: c > 0 replaces each score a by c·tanh(a/c); 0 leaves scores alone.
         backend: "sdpa", torch's fused kernels; "math", plain products, which also have a forward-mode
-            derivative and soft caps. Soft-capped scores always take the plain products.
+            derivative and soft caps; "auto", plain products for bfloat16 on a CPU, where the fused kernel's
+            backward pass is slow, else the fused kernels. Soft-capped scores always take the plain products.
 
     Raises:
         ValueError: unknown back end.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown attention back end {backend!r}: use one of {', '.join(BACKENDS)}")
+    if backend == "auto":
+        backend = "math" if q.device.type == "cpu" and q.dtype == torch.bfloat16 else "sdpa"
     if backend == "sdpa" and not softcap:
         return F.scaled_dot_product_attention(q, k, v)
     # Autocast would run the softmax in float32 and copy the scores twice; torch's bfloat16 softmax already
-    # accumulates in float32. On CPU these plain products are the fastest bfloat16 path for short passages.
+    # accumulates in float32.
     with torch.autocast(q.device.type, enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if softcap:

@@ -20,7 +20,7 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm train --resume RUN                                      continue an interrupted run, bit for bit
   flowlm generate RUN [--num 8] [--steps 1] [--seed 0]           write passages
   flowlm evaluate RUN|FILE [--steps 1,2,4,8,16,64] [--num 1000]  measure them
-  flowlm demo [--minutes 15]                                     all of it, on a language whose law is known
+  flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
   flowlm info RUN|RECIPE.toml                                    what a run or recipe is, and its size
 
 An FLM (flow language model) turns Gaussian noise over one-hot tokens into text along a flow, one network call
@@ -94,7 +94,7 @@ class EvaluateOptions:
 class DemoOptions:
     """Train an FLM on stories, distil it into an FMLM, and watch it write in one step."""
 
-    minutes: float = 15.0
+    minutes: float = 13.0
     """Time for the whole; training is scaled to fit."""
     seed: int = 0
     """Seed of the training."""

@@ -14,6 +14,7 @@ All three are torch functions: they run on the tensor's own device, keep its dty
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -148,13 +149,29 @@ class _MonotoneCurve(nn.Module):
             .clamp(0, len(self.x) - 2)
         )
         low, high = torch.zeros_like(target), torch.ones_like(target)
-        for _ in range(54):  # one bit of a float64 mantissa each
-            mid = 0.5 * (low + high)
-            below = self._cubic(i, mid)[0] < target
-            low, high = torch.where(below, mid, low), torch.where(below, high, mid)
-        x = self.x[i] + 0.5 * (low + high) * (self.x[i + 1] - self.x[i])
+        width = self.x[i + 1] - self.x[i]
+        u = 0.5 * (low + high)
+        # Newton's method, kept inside a bracket that every step narrows: where the curve is flat and Newton's
+        # step leaves the bracket, the bracket is halved.
+        for _ in range(16):
+            value, slope = self._cubic(i, u)
+            below = value < target
+            low, high = torch.where(below, u, low), torch.where(below, high, u)
+            newton = u + (target - value) / (slope * width)
+            u = torch.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+        x = self.x[i] + u * width
         # Where the curve saturates its inverse is a whole interval: the ends go to the ends.
         return x.masked_fill(target >= 1, 1.0).masked_fill(target <= 0, 0.0).to(y.dtype)
+
+
+@lru_cache(maxsize=8)
+def _decoding_error_table(vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes t, values τ(t) and slopes dτ/dt of the decoding-error clock; kept, as each model makes one."""
+    t = torch.linspace(0, 1, 2049, dtype=torch.float64)
+    prob, rate = correct_decoding_probability(t, vocab_size, with_rate=True)
+    tau = ((vocab_size * prob - 1) / (vocab_size - 1)).clamp(0, 1)
+    tau[0], tau[-1] = 0.0, 1.0
+    return t, torch.cummax(tau, 0).values, vocab_size / (vocab_size - 1) * rate
 
 
 class DecodingErrorClock(Clock):
@@ -179,11 +196,7 @@ class DecodingErrorClock(Clock):
                 f"vocab_size must be at least 2, got {vocab_size}: with one token there is nothing to resolve"
             )
         self.vocab_size = vocab_size
-        t = torch.linspace(0, 1, 2049, dtype=torch.float64)
-        prob, rate = correct_decoding_probability(t, vocab_size, with_rate=True)
-        tau = ((vocab_size * prob - 1) / (vocab_size - 1)).clamp(0, 1)
-        tau[0], tau[-1] = 0.0, 1.0
-        self.curve = _MonotoneCurve(t, torch.cummax(tau, 0).values, vocab_size / (vocab_size - 1) * rate)
+        self.curve = _MonotoneCurve(*_decoding_error_table(vocab_size))
 
     def tau(self, t: Tensor) -> Tensor:
         return self.curve.value(t)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 class OptimConfig:
     """The optimizer: AdamW, with Muon for the matrices inside the blocks."""
 
-    lr: float = 1.5e-3
+    lr: float = 5e-3
     """AdamW's rate: embeddings, head, norms, biases, time conditioning; every parameter when muon_lr is 0."""
     muon_lr: float = 0.02
     """Muon's rate for the matrices inside the blocks; 0 gives them to AdamW."""
@@ -81,7 +81,7 @@ class TrainConfig:
 
     steps: int = 1000
     """Optimizer steps."""
-    batch: int = 96
+    batch: int = 64
     """Passages per optimizer step, over all micro-batches."""
     micro_batch: int = 0
     """Passages per forward pass; 0 takes the whole batch at once. The result does not depend on it."""

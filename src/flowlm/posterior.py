@@ -166,7 +166,8 @@ class Mixture:
     def __init__(self, parts: Sequence[tuple[Tensor, Posterior]]):
         shape = parts[0][1].shape
         self.parts = [
-            (w.reshape(w.shape + (1,) * (len(shape) - w.dim())).expand(shape).reshape(-1, 1), p)
+            # float32, as every target: float64 weights would carry the whole cross-entropy to float64.
+            (w.float().reshape(w.shape + (1,) * (len(shape) - w.dim())).expand(shape).reshape(-1, 1), p)
             for w, p in parts
         ]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_denoiser import L, V, make
 
 from flowlm.clock import DecodingErrorClock, UniformClock
 from flowlm.objectives import FlowObjective
 from flowlm.path import corrupt
+from test_denoiser import L, V, make
 
 B = 8
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -110,18 +111,37 @@ def test_the_choice_of_precision_is_said(tmp_path: Path) -> None:
     assert lines[0] == "device cpu, compute in bfloat16 (asked for)"
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang", "g++"))), reason="no C compiler")
-@pytest.mark.slow
-def test_compile_gives_the_same_losses(tmp_path: Path) -> None:
+def _compile_and_compare(folder: Path) -> None:
     over = {"init": str(flm()), "train.steps": 2, "train.eval_every": 0}
-    eager = begin(tmp_path / "eager", settings(over))
-    compiled = begin(tmp_path / "compiled", settings(over | {"train.compile": True}))
+    eager = begin(folder / "eager", settings(over))
+    compiled = begin(folder / "compiled", settings(over | {"train.compile": True}))
     assert eager.model.backbone._compiled_call_impl is None
     assert compiled.model.backbone._compiled_call_impl is not None
     one, other = eager.optimize(), compiled.optimize()
     assert other == pytest.approx(one, rel=1e-4)
     # the names in the files do not depend on it
     assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_compile_captures_the_whole_backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, forwards and backwards, without a compiler for it."""
+    compile_ = torch.nn.Module.compile
+
+    def capture(self: torch.nn.Module) -> None:
+        compile_(self, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", capture)
+    _compile_and_compare(tmp_path)
+
+
+@pytest.mark.skipif(
+    "FLOWLM_TEST_COMPILE" not in os.environ, reason="takes minutes: set FLOWLM_TEST_COMPILE=1"
+)
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang", "g++"))), reason="no C compiler")
+@pytest.mark.slow
+def test_compile_gives_the_same_losses(tmp_path: Path) -> None:
+    _compile_and_compare(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- what a run looks at

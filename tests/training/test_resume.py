@@ -170,13 +170,12 @@ def test_killed_anywhere(objective: str, tmp_path: Path, request: pytest.Fixture
     bench: Bench = request.getfixturevalue(objective)
     rng = random.Random(objective)
     run = tmp_path / "run"
-    # The first operations make the run; about two checkpoints' worth after that, and each time further on.
-    places = [rng.randint(bench.operations // 3, bench.operations // 2) for _ in range(3)]
-    steps = []
-    for place in places:
-        bench.kill(run, place)
-        steps.append(RunDirectory(run).steps()[-1])
-    assert steps == sorted(steps)
+    # The first operations make the run; then a checkpoint or two, and some more after the resume.
+    bench.kill(run, rng.randint(bench.operations // 3, bench.operations // 2))
+    first = RunDirectory(run).steps()
+    assert first
+    bench.kill(run, rng.randint(bench.operations // 6, bench.operations // 3))
+    assert RunDirectory(run).steps()[-1] >= first[-1]
     bench.check(run)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowlm.denoiser import Denoiser
 from flowlm.objectives.flow import FlowObjective
-from flowlm.objectives.flow_map import FlowMapObjective
+from flowlm.objectives.flow_map import FlowMapConfig, FlowMapObjective
 
 
 class Objective(Protocol):
@@ -41,4 +41,4 @@ class Objective(Protocol):
         """
 
 
-__all__ = ["FlowMapObjective", "FlowObjective", "Objective"]
+__all__ = ["FlowMapConfig", "FlowMapObjective", "FlowObjective", "Objective"]

@@ -28,7 +28,7 @@ from flowlm.config import RunConfig, dump_toml, from_dict, read_toml
 from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
-from flowlm.denoiser import Denoiser
+from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.model import FlowLM, load_weights, read_model_config
 from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
@@ -64,7 +64,14 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
     """Fill in what only the data or the teacher know: vocabulary, length, positions, two times."""
     model = config.model
     if config.teacher:
-        model = dataclasses.replace(read_model_config(Path(config.teacher)), two_times=True)
+        student = dataclasses.replace(read_model_config(Path(config.teacher)), two_times=True)
+        if model not in (DenoiserConfig(), student):
+            raise ValueError(
+                f"a student is made like its teacher {config.teacher}: leave out [model] and --model.* "
+                f"(got width {model.backbone.width}, depth {model.backbone.depth}; the teacher has "
+                f"{student.backbone.width} and {student.backbone.depth})"
+            )
+        model = student
     elif config.init:
         source = read_model_config(Path(config.init))
         model = dataclasses.replace(source, two_times=source.two_times or config.objective == "flow-map")

@@ -1,0 +1,339 @@
+"""The FMLM objective: the semigroup identity on the exact toy, the law of its draws, targets, gradients."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import toy
+from flowlm.clock import DecodingErrorClock, UniformClock
+from flowlm.denoiser import Denoiser
+from flowlm.objectives import FlowMapObjective, flow_map
+from flowlm.objectives.flow_map import (
+    BOUNDARY,
+    DIAGONAL,
+    INTERIOR,
+    FlowMapConfig,
+    psd_target,
+    rollout_target,
+    semigroup_weight,
+)
+from flowlm.path import corrupt, step
+from test_denoiser import L, V, make
+from toy import LANGUAGE
+
+# --- the identity, on the exact flow --------------------------------------------------------------
+
+CLOCK = DecodingErrorClock(toy.VOCAB)
+
+
+def random_triples(num: int = 400) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """States x_s on the path and s < u < t."""
+    gen = torch.Generator().manual_seed(0)
+    tau = torch.rand(num, 3, generator=gen, dtype=torch.float64).mul(0.98).add(0.01).sort(1).values
+    s, u, t = CLOCK.time(tau).unbind(1)
+    onehot = torch.nn.functional.one_hot(LANGUAGE.sample(num, gen), toy.VOCAB)
+    z = torch.randn(num, toy.LENGTH, toy.VOCAB, generator=gen, dtype=torch.float64)
+    return (1 - toy.times(s)) * z + toy.times(s) * onehot, s, u, t
+
+
+def semigroup_error() -> Tensor:
+    """|PSD target - δ_{s,t}| of each random triple, with the exact flow map as the network."""
+    x, s, u, t = random_triples()
+    network: Any = toy.ExactDenoiser(two_times=True)
+    target = psd_target(network, x, s, u, t).probs_at(slice(None)).view_as(x)
+    return (target - LANGUAGE.flow_map_denoiser(x, s, t)).abs().amax((1, 2))
+
+
+def test_semigroup_identity() -> None:
+    assert semigroup_error().max() < 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda s, u, t: 1 - semigroup_weight(s, u, t),
+        lambda s, u, t: semigroup_weight(CLOCK.tau(s), CLOCK.tau(u), CLOCK.tau(t)),
+        lambda s, u, t: (1 - s) * (u - s) / ((1 - u) * (t - s)),
+        lambda s, u, t: (u - s) / (t - s),
+    ],
+    ids=["λ and 1-λ swapped", "τ for t", "1-s for 1-t", "no clock factor"],
+)
+def test_wrong_semigroup_weights_are_caught(
+    wrong: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow_map, "semigroup_weight", wrong)
+    assert semigroup_error().median() > 1e-3
+
+
+def test_a_wrong_middle_state_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_map, "step", lambda y, d, s, t: y)
+    assert semigroup_error().median() > 1e-3
+
+
+def test_weights_of_the_semigroup_are_convex() -> None:
+    _, s, u, t = random_triples()
+    weight = semigroup_weight(s, u, t)
+    assert ((weight > 0) & (weight < 1)).all()
+    # Against 1-λ as the method writes it.
+    torch.testing.assert_close(1 - weight, (1 - s) * (t - u) / ((1 - u) * (t - s)))
+    assert not semigroup_weight(s, u, torch.ones_like(t)).any()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 64])
+def test_rollout_is_the_eulers_of_the_teacher(steps: int) -> None:
+    gen = torch.Generator().manual_seed(0)
+    x = torch.randn(300, toy.LENGTH, toy.VOCAB, generator=gen, dtype=torch.float64)
+    teacher: Any = toy.ExactDenoiser(two_times=False)
+    probs = rollout_target(teacher, x, CLOCK, steps).probs_at(slice(None)).view_as(x)
+    grid = CLOCK.time(torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    y = x
+    for s, t in itertools.pairwise(grid[:-1]):
+        y = y + (t - s) / (1 - s) * (LANGUAGE.denoise(y, s) - y)
+    torch.testing.assert_close(probs, LANGUAGE.denoise(y, grid[-2]), atol=1e-5, rtol=0)
+    if steps == 64:
+        exact = LANGUAGE.flow_map(x, 0.0, 1.0).argmax(-1)
+        assert (probs.argmax(-1) != exact).any(-1).double().mean() < 0.02
+
+
+# --- the draws ------------------------------------------------------------------------------------
+
+
+def draw(num: int, clock: Any = None, seed: int = 0, **config: Any) -> dict[str, Tensor]:
+    objective = FlowMapObjective(FlowMapConfig(**config), clock or DecodingErrorClock(V))
+    return objective.draw(num, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("diagonal", "boundary"), [(0.5, 0.03125), (0.25, 0.5), (0.0, 0.0), (1.0, 0.3)])
+def test_shares_of_the_kinds(diagonal: float, boundary: float) -> None:
+    """Exact in the mean, also where a share of a batch is a fraction of a row."""
+    for num, repeats in ((4096, 1), (6, 3000)):
+        kinds = torch.cat(
+            [
+                draw(num, UniformClock(), i, diagonal=diagonal, boundary=boundary)["kind"]
+                for i in range(repeats)
+            ]
+        )
+        assert len(kinds) == num * repeats
+        share = torch.bincount(kinds, minlength=3) / len(kinds)
+        expected = [diagonal, (1 - diagonal) * boundary, (1 - diagonal) * (1 - boundary)]
+        assert share[[DIAGONAL, BOUNDARY, INTERIOR]].tolist() == pytest.approx(expected, abs=0.01)
+
+
+def test_law_of_the_pairs() -> None:
+    clock = DecodingErrorClock(V)
+    draws = draw(20_000, clock, boundary=0.25)
+    kind, s, u, t = (draws[name] for name in ("kind", "s", "u", "t"))
+    assert s.dtype == u.dtype == t.dtype == torch.float64
+    assert ((s <= u) & (u <= t)).all()
+    assert torch.equal(s[kind == DIAGONAL], t[kind == DIAGONAL])
+    assert torch.equal(s[kind == DIAGONAL], u[kind == DIAGONAL])
+    assert (s[kind == BOUNDARY] == 0).all()
+    assert (t[kind == BOUNDARY] == 1).all()
+
+    inside = kind == INTERIOR
+    assert (s[inside] < u[inside]).all()
+    assert (u[inside] < t[inside]).all()
+    tau_s, tau_u, tau_t = (clock.tau(x[inside]) for x in (s, u, t))
+    torch.testing.assert_close(tau_u, (tau_s + tau_t) / 2, atol=1e-7, rtol=0)
+    width = tau_t - tau_s
+    place = (tau_s / (1 - width))[width < 0.99]
+    for values in (width, place, clock.tau(s[kind == DIAGONAL])):
+        # Kolmogorov–Smirnov to the uniform law; the draws are stratified, so the bound is a wide one.
+        ordered = values.sort().values
+        assert (ordered - torch.linspace(0, 1, len(values), dtype=torch.float64)).abs().max() < 0.01
+    assert torch.corrcoef(torch.stack([width[width < 0.99], place]))[0, 1].abs() < 0.05
+
+
+def test_kinds_are_spread_over_the_batch() -> None:
+    """Any share of the rows (a micro-batch, a process) sees every kind."""
+    kind = draw(4096, boundary=0.25)["kind"]
+    for part in kind.split(512):
+        assert (torch.bincount(part, minlength=3) > 30).all()
+
+
+# --- losses ---------------------------------------------------------------------------------------
+
+B = 12
+#: The settings under which losses are compared; the last distils a network into itself.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "rollout": {"boundary_target": "teacher", "rollout_steps": 3},
+    "averaged": {"target": "averaged"},
+    "rollout, averaged": {"boundary_target": "teacher", "rollout_steps": 2, "target": "averaged"},
+    "embedding trained": {"freeze_embedding": False, "boundary_target": "teacher", "rollout_steps": 3},
+    "no teacher": {},
+}
+each_setting = pytest.mark.parametrize("setting", SETTINGS)
+each_vocabulary = pytest.mark.parametrize("vocab_size", [V, 20], ids=["low-rank", "dense"])
+
+
+def perturbed(net: Denoiser, scale: float, embedding: bool, seed: int) -> Denoiser:
+    """A copy with other weights, but the same embedding unless told."""
+    gen = torch.Generator().manual_seed(seed)
+    twin = copy.deepcopy(net)
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            if embedding or name != "embedding":
+                parameter.add_(scale * torch.randn(parameter.shape, generator=gen))
+    return twin
+
+
+class Case:
+    """A student, its teacher and average, and one batch with every kind of row."""
+
+    def __init__(self, setting: str, vocab_size: int = V):
+        self.config = FlowMapConfig(boundary=0.5, **SETTINGS[setting])
+        self.student = make(True, vocab_size=vocab_size)
+        self.teacher = perturbed(make(False, vocab_size=vocab_size), 0.1, not self.config.freeze_embedding, 1)
+        self.averaged = perturbed(self.student, 0.1, False, 2)
+        alone = setting == "no teacher"
+        self.objective = FlowMapObjective(
+            self.config, self.student.clock, None if alone else self.teacher, self.averaged
+        )
+        self.draws = self.objective.draw(B, torch.Generator().manual_seed(0))
+        assert (torch.bincount(self.draws["kind"], minlength=3) > 1).all()
+        self.objective.prepare(self.student)
+        gen = torch.Generator().manual_seed(1)
+        self.tokens = torch.randint(0, vocab_size, (B, L), generator=gen)
+        self.xi = torch.randn(B, L, self.objective.noise_width, generator=gen)
+
+    def losses(self, rows: slice = slice(None)) -> Tensor:
+        draws = {name: value[rows] for name, value in self.draws.items()}
+        return self.objective.losses(self.student, self.tokens[rows], self.xi[rows], draws)["loss"]
+
+    def gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        self.student.zero_grad()
+        loss.mean().backward(retain_graph=True)
+        return {n: p.grad.clone() for n, p in self.student.named_parameters() if p.grad is not None}
+
+
+@torch.no_grad()
+def written_out_target(case: Case, i: int, y: Tensor, teacher_y0: Tensor) -> Tensor:
+    """The target of row i, (1, L, V), from the formulas."""
+    kind = int(case.draws["kind"][i])
+    s, u, t = (case.draws[name][i : i + 1].float() for name in "sut")
+    tokens = case.tokens[i : i + 1]
+    if kind == DIAGONAL:
+        if case.objective.teacher is None:
+            return torch.nn.functional.one_hot(tokens, case.student.config.vocab_size).float()
+        x = corrupt(tokens, s, case.teacher.embedding, teacher_y0)
+        return case.teacher(x, s).log_probs().exp()
+    if kind == BOUNDARY and case.config.boundary_target == "teacher":
+        n = case.config.rollout_steps
+        grid = case.student.clock.time(torch.linspace(0, 1, n + 1, dtype=torch.float64)).tolist()
+        x = teacher_y0
+        for a, b in itertools.pairwise(grid[:-1]):
+            x = step(x, case.teacher(x, a).embed(), a, b)
+        return case.teacher(x, grid[-2]).log_probs().exp()
+    network = case.averaged if case.config.target == "averaged" else case.student
+    first = network(y, s, u)
+    second = network(step(y, first.embed(), s, u), u, t)
+    s, u, t = (case.draws[name][i] for name in "sut")
+    weight = float((1 - t) * (u - s) / ((1 - u) * (t - s)))
+    return weight * first.log_probs().exp() + (1 - weight) * second.log_probs().exp()
+
+
+@each_vocabulary
+@each_setting
+def test_loss_and_gradient_are_the_written_formulas(setting: str, vocab_size: int) -> None:
+    """Row by row: cross-entropy to a target that carries no gradient, gradient through noise and all."""
+    case = Case(setting, vocab_size)
+    noise = case.objective._noise(case.xi)  # type: ignore[misc]
+    teacher_y0, y0 = noise if isinstance(noise, tuple) else (noise, noise)
+    expected = []
+    for i in range(B):
+        row = slice(i, i + 1)
+        s, t = (case.draws[name][row].float() for name in "st")
+        y = corrupt(case.tokens[row], s, case.student.embedding, y0[row])
+        target = written_out_target(case, i, y.detach(), teacher_y0[row])
+        expected.append(-(target * case.student(y, s, t).log_probs()).sum(-1))
+    loss = case.losses()
+    assert loss.shape == (B, L)
+    torch.testing.assert_close(loss, torch.cat(expected), atol=2e-5, rtol=1e-4)
+    got, want = case.gradients(loss), case.gradients(torch.cat(expected))
+    assert got.keys() == want.keys()
+    assert "embedding" in got
+    for name in want:
+        torch.testing.assert_close(
+            got[name], want[name], atol=1e-5, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@each_setting
+def test_micro_batches_give_the_whole_batch(setting: str) -> None:
+    case = Case(setting)
+    whole = case.losses()
+    parts = torch.cat([case.losses(rows) for rows in (slice(0, 5), slice(5, 6), slice(6, None))])
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-4)
+    got, want = case.gradients(parts), case.gradients(whole)
+    for name in want:
+        torch.testing.assert_close(got[name], want[name], atol=1e-5, rtol=1e-3)
+
+
+@each_setting
+def test_teacher_and_average_are_left_alone(setting: str) -> None:
+    case = Case(setting)
+    networks = (case.teacher, case.averaged)
+    before = [copy.deepcopy(net.state_dict()) for net in networks]
+    case.losses().mean().backward()
+    for net, state in zip(networks, before):
+        assert all(parameter.grad is None for parameter in net.parameters())
+        assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(parameter.grad is not None for parameter in case.student.parameters())
+
+
+def test_targets_see_no_dropout() -> None:
+    """The student answers for its target in evaluation mode, and goes on training."""
+    case = Case("no teacher")
+    modes: list[bool] = []
+    case.student.backbone.register_forward_hook(lambda net, *_: modes.append(net.training))
+    case.losses()
+    assert modes == [True, False, False]
+    assert case.student.training
+
+
+def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
+    """With equal embeddings, training E starts from the loss of a frozen E's objective."""
+    case = Case("embedding trained")
+    case.teacher.load_state_dict(make(False).state_dict())
+    case.objective.prepare(case.student)
+    noise = case.objective._noise(case.xi)  # type: ignore[misc]
+    torch.testing.assert_close(noise[0], noise[1], atol=1e-5, rtol=1e-5)
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"diagonal": 1.5}, r"flow_map.diagonal is a share of rows in \[0, 1\], got 1.5"),
+        ({"boundary": -0.1}, r"flow_map.boundary is a share of rows in \[0, 1\], got -0.1"),
+        ({"boundary_target": "data"}, "flow_map.boundary_target = 'data': use 'self' or 'teacher'"),
+        ({"target": "teacher"}, "flow_map.target = 'teacher': use 'student' or 'averaged'"),
+        ({"rollout_steps": 0}, "flow_map.rollout_steps must be at least 1, got 0"),
+        ({"target": "averaged", "freeze_embedding": False}, "needs freeze_embedding = true"),
+    ],
+)
+def test_config_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlowMapConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"boundary_target": "teacher"}, "boundary_target = 'teacher' needs a teacher"),
+        ({"target": "averaged"}, "target = 'averaged' needs the averaged weights"),
+    ],
+)
+def test_objective_errors(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FlowMapObjective(FlowMapConfig(**options), UniformClock())
