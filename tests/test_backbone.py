@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,16 +13,28 @@ from torch import Tensor, nn
 from flowlm.backbone import Backbone, BackboneConfig, Norm, TimeEmbedding, rotary_tables, rotate
 
 B, L, D, C = 3, 6, 16, 8
-BASE: dict[str, Any] = {"width": D, "depth": 2, "heads": 2, "conditioning": C, "max_length": L}
+PLAIN = BackboneConfig(
+    width=D,
+    depth=2,
+    heads=2,
+    conditioning=C,
+    max_length=L,
+    activation="gelu",
+    attention_backend="sdpa",
+    norm="layer",
+    position="both",
+    qk_norm=False,
+)
 CHOICES: list[dict[str, Any]] = [
     {},
     {"norm": "rms"},
     {"position": "rotary"},
-    {"position": "learned"},
+    {"position": "learned", "position_scale": 1.0},
     {"activation": "relu2"},
     {"qk_norm": True},
     {"attention_softcap": 5.0},
     {"attention_backend": "math"},
+    {"attention_backend": "auto"},
     {"heads": 1, "mlp_ratio": 1.5, "depth": 1},
 ]
 
@@ -41,7 +54,7 @@ def unzero(module: nn.Module, seed: int = 0) -> None:
 
 def backbone(**choice: Any) -> Backbone:
     torch.manual_seed(0)
-    net = Backbone(BackboneConfig(**{**BASE, **choice}))
+    net = Backbone(dataclasses.replace(PLAIN, **choice))
     unzero(net)
     return net
 
@@ -97,9 +110,15 @@ def test_positions_matter(position: str) -> None:
 def test_starts_as_the_norm_alone() -> None:
     """adaLN-zero: a new network passes its input on."""
     torch.manual_seed(0)
-    net = Backbone(BackboneConfig(**BASE, position="rotary"))
+    net = Backbone(dataclasses.replace(PLAIN, position="rotary"))
     h, cond = inputs()
     torch.testing.assert_close(net(h, cond), nn.functional.layer_norm(h, (D,)))
+
+
+def test_learned_positions_start_at_their_scale() -> None:
+    for scale in (0.1, 2.0):
+        net = Backbone(dataclasses.replace(PLAIN, max_length=500, position_scale=scale))
+        assert float(net.positions.detach().std()) == pytest.approx(scale, rel=0.05)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 5.0])
@@ -168,7 +187,7 @@ def test_time_embedding_is_the_published_sinusoid(scale: float) -> None:
 )
 def test_config_errors(choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BackboneConfig(**{**BASE, **choice})
+        dataclasses.replace(PLAIN, **choice)
 
 
 @pytest.mark.parametrize("position", ["learned", "both"])

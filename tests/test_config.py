@@ -173,7 +173,7 @@ def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path) -> None
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no recipe at .*nowhere\.toml: give the path of a \.toml file"):
         read_toml(tmp_path / "nowhere.toml")
-    with pytest.raises(ValueError, match="is a folder: a recipe is a .toml file"):
+    with pytest.raises(ValueError, match=r"is a folder: a recipe is a \.toml file"):
         read_toml(tmp_path)
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"b\.toml is not valid TOML"):

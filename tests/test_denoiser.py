@@ -9,13 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowlm.backbone import BackboneConfig
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.path import DenseNoise, LowRankNoise, corrupt
-from test_backbone import unzero
+from test_backbone import PLAIN, unzero
 
 B, L, D, V = 3, 5, 16, 40
-BACKBONE = BackboneConfig(width=D, depth=2, heads=2, conditioning=8, max_length=L)
+BACKBONE = dataclasses.replace(PLAIN, max_length=L)
 CHOICES: list[dict[str, Any]] = [
     {},
     {"clock": "uniform"},

@@ -21,6 +21,9 @@ from flowlm.model import FORMAT, FlowLM
 from flowlm.samplers import Sample, Step, sample
 from helpers import content, flm, fmlm, map_settings, tensors, trained
 
+#: A config.json that names no field.
+CONFIG = json.dumps({"format": FORMAT, "model": {}})
+
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
@@ -133,13 +136,13 @@ def test_an_fmlms_weights_do_not_pass_for_an_flms(copy: Path) -> None:
             '{"format": "flowlm/99", "model": {}}',
             "has format 'flowlm/99', this version .* reads",
         ),
-        ("config.json", '{"format": "%s", "model": {"widht": 3}}' % FORMAT, "unknown key 'model.widht'"),
+        ("config.json", CONFIG.replace("{}", '{"widht": 3}'), "unknown key 'model.widht'"),
         (
             "config.json",
-            '{"format": "%s", "model": 3}' % FORMAT,
+            CONFIG.replace("{}", "3"),
             "model is a section: expected a table, got 3",
         ),
-        ("config.json", '{"format": "%s", "model": {"length": "3"}}' % FORMAT, "model.length must be int"),
+        ("config.json", CONFIG.replace("{}", '{"length": "3"}'), "model.length must be int"),
         ("ema.safetensors", "not weights", "ema.safetensors is damaged or cut short"),
         ("tokenizer.json", None, "tokenizer.json does not exist"),
         ("tokenizer.json", "{", "tokenizer.json"),
@@ -164,7 +167,7 @@ def test_a_config_that_is_not_text_is_damaged(copy: Path) -> None:
 
 
 def test_missing_folders(tmp_path: Path, copy: Path) -> None:
-    with pytest.raises(ValueError, match="no run at .*nowhere: give a run directory"):
+    with pytest.raises(ValueError, match=r"no run at .*nowhere: give a run directory"):
         FlowLM.from_pretrained(tmp_path / "nowhere")
     for name in ("ema.safetensors", "model.safetensors"):
         (copy / name).unlink()
@@ -175,7 +178,7 @@ def test_missing_folders(tmp_path: Path, copy: Path) -> None:
 def test_the_tokenizer_of_another_run(copy: Path) -> None:
     Tokenizer.train_words(["three words here"]).save(copy)
     with pytest.raises(
-        ValueError, match="the tokenizer has 5 tokens and the model 17: .* tokenizer of another run"
+        ValueError, match=r"the tokenizer has 5 tokens and the model 17: .* tokenizer of another run"
     ):
         FlowLM.from_pretrained(copy)
 

@@ -158,7 +158,7 @@ class _MonotoneCurve(nn.Module):
             below = value < target
             low, high = torch.where(below, u, low), torch.where(below, high, u)
             newton = u + (target - value) / (slope * width)
-            u = torch.where((newton > low) & (newton < high), newton, 0.5 * (low + high))
+            u = torch.where((newton >= low) & (newton <= high), newton, 0.5 * (low + high))
         x = self.x[i] + u * width
         # Where the curve saturates its inverse is a whole interval: the ends go to the ends.
         return x.masked_fill(target >= 1, 1.0).masked_fill(target <= 0, 0.0).to(y.dtype)

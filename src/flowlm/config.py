@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import os
 import tomllib
 import types
@@ -50,10 +51,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.schedule not in ("constant", "cosine", "trapezoid"):
             raise ValueError(f"optim.schedule = {self.schedule!r}: use 'constant', 'cosine' or 'trapezoid'")
-        if self.lr <= 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"optim.lr must be positive, got {self.lr}")
+        for name in ("muon_momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.cooldown <= 1:
+            raise ValueError(f"optim.cooldown is a share of the steps in [0, 1], got {self.cooldown}")
         for name in ("muon_lr", "weight_decay", "clip", "warmup"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"optim.{name} cannot be negative, got {getattr(self, name)}")
 
 
@@ -73,6 +79,10 @@ class SamplingClockConfig:
             raise ValueError(f"clock.kind = {self.kind!r}: use 'fixed' or 'adaptive'")
         if self.refit_every < 1:
             raise ValueError(f"clock.refit_every must be at least 1, got {self.refit_every}")
+        if not 0 < self.floor <= 1:
+            raise ValueError(
+                f"clock.floor must lie in (0, 1], got {self.floor}: some times would never be drawn"
+            )
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ def test_law_of_the_pairs() -> None:
     assert (s[inside] < u[inside]).all()
     assert (u[inside] < t[inside]).all()
     tau_s, tau_u, tau_t = (clock.tau(x[inside]) for x in (s, u, t))
-    torch.testing.assert_close(tau_u, (tau_s + tau_t) / 2, atol=1e-7, rtol=0)
+    torch.testing.assert_close(tau_u, (tau_s + tau_t) / 2, atol=1e-9, rtol=0)
     width = tau_t - tau_s
     place = (tau_s / (1 - width))[width < 0.99]
     for values in (width, place, clock.tau(s[kind == DIAGONAL])):

@@ -73,7 +73,7 @@ class Bench:
         self.log, self.whole = folder / "log.txt", folder / "whole"
         self._start, self._recipe = start, path
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["flowlm.cli", "flowlm.training.loop", "tyro", "rich.console"])
+        self._context.set_forkserver_preload(["flowlm.training.loop", "tyro", "torch._dynamo"])
         assert self.finish(self.whole) == 0, self.log.read_text()
         self.operations = int(self.log.with_suffix(".count").read_text())
 

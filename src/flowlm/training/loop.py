@@ -76,6 +76,11 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
         source = read_model_config(Path(config.init))
         model = dataclasses.replace(source, two_times=source.two_times or config.objective == "flow-map")
     elif tokenizer is not None:
+        if model.vocab_size not in (0, tokenizer.vocab_size):
+            raise ValueError(
+                f"model.vocab_size = {model.vocab_size}, but the data's tokenizer has {tokenizer.vocab_size} tokens: "
+                "leave it out, or set data.vocab_size"
+            )
         backbone = dataclasses.replace(model.backbone, max_length=model.length)
         model = dataclasses.replace(
             model,
@@ -113,8 +118,8 @@ class Trainer:
         say(f"device {self.device}, compute in {str(self.dtype)[6:]} ({reason})")
         teacher = _load_teacher(config) if teacher is None else teacher
         source = config.teacher or config.init
-        tokenizer = Tokenizer.load(Path(source)) if source else None
         length = prepare_config(config, None).model.length
+        tokenizer = Tokenizer.load(Path(source)) if source else None
         self.corpus = corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say)
         self.config = config = prepare_config(config, self.corpus.tokenizer)
         if config.model.vocab_size != self.corpus.tokenizer.vocab_size:
@@ -364,6 +369,12 @@ class Trainer:
 
     def _save(self) -> None:
         cfg = self.config.train
+        # The last update may have broken what its own loss did not show: such weights are not worth keeping.
+        if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+            raise TrainingError(
+                f"the weights are no longer finite after step {self.step}: they were not saved. "
+                f"{self._last_good()} Lower --optim.lr and --optim.muon-lr."
+            )
         if cfg.choose == "best" and self.best is not None and self.best[1] != self.step:
             chosen = self.best[1] if self.run.checkpoint(self.best[1]).exists() else self.step
         else:
