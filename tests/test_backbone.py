@@ -180,9 +180,9 @@ def test_time_embedding_is_the_published_sinusoid(scale: float) -> None:
         ({"position": "none"}, "position = 'none' is not one of rotary, learned, both"),
         ({"activation": "tanh"}, "activation = 'tanh' is not one of gelu, relu2"),
         ({"attention_backend": "flash"}, "attention_backend = 'flash' is not one of auto, sdpa, math"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
-        ({"conditioning": 0}, "conditioning must be at least 1, got 0"),
-        ({"max_length": 0}, "max_length must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be positive, got 0"),
+        ({"conditioning": 0}, "conditioning must be positive, got 0"),
+        ({"max_length": 0}, "max_length must be positive, got 0"),
     ],
 )
 def test_config_errors(choice: dict[str, Any], message: str) -> None:

@@ -183,7 +183,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         _with("--model.vocab-size", "5"),
         ("model.vocab_size = 5, but the data's tokenizer has 17 tokens: leave it out",),
     ),
-    "dropout above 1": (_with("--model.backbone.dropout", "1.5"), ("dropout", "between 0 and 1", "1.5")),
+    "dropout above 1": (_with("--model.backbone.dropout", "1.5"), ("dropout", "must lie in [0, 1)", "1.5")),
     "no such device": (
         _with("--train.device", "cuda"),
         ("torch sees no CUDA device: use --device cpu or auto",),

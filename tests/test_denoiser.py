@@ -125,7 +125,7 @@ def test_rows_are_independent(two_times: bool, choice: dict[str, Any]) -> None:
 
 @each_arity
 def test_a_new_denoiser_is_uniform(two_times: bool) -> None:
-    net = Denoiser(DenoiserConfig(V, L, two_times, backbone=BACKBONE))
+    net = Denoiser(DenoiserConfig(vocab_size=V, length=L, two_times=two_times, backbone=BACKBONE))
     out = call(net, state(), 0.3, 0.8)
     torch.testing.assert_close(out, torch.full_like(out, -torch.tensor(float(V)).log()))
 
@@ -133,7 +133,7 @@ def test_a_new_denoiser_is_uniform(two_times: bool) -> None:
 def test_a_student_starts_as_its_teacher() -> None:
     """The second time's last layer is zero: with one-time weights every δ_{s,t} is D_s."""
     teacher = make(False)
-    student = Denoiser(DenoiserConfig(V, L, True, backbone=BACKBONE))
+    student = Denoiser(DenoiserConfig(vocab_size=V, length=L, two_times=True, backbone=BACKBONE))
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert not unexpected
     assert {name.split(".")[0] for name in missing} == {"end_embedding"}

@@ -29,7 +29,7 @@ SEED = 11
 def make(two_times: bool = True, vocab_size: int = V) -> Denoiser:
     torch.manual_seed(0)
     backbone = BackboneConfig(width=D, depth=2, heads=2, conditioning=8, max_length=L)
-    net = Denoiser(DenoiserConfig(vocab_size, L, two_times, backbone=backbone))
+    net = Denoiser(DenoiserConfig(vocab_size=vocab_size, length=L, two_times=two_times, backbone=backbone))
     unzero(net)
     with torch.no_grad():
         net.head.weight.mul_(5)  # decided posteriors, so that samples differ and depend on their states
@@ -282,7 +282,7 @@ class Constant:
     """A denoiser that answers the same probabilities everywhere."""
 
     def __init__(self, probs: Tensor):
-        self.config = DenoiserConfig(len(probs))
+        self.config = DenoiserConfig(vocab_size=len(probs))
         self.embedding = torch.eye(len(probs))
         self.clock = UniformClock()
         self.logits = probs.log()

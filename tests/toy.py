@@ -145,9 +145,10 @@ def tiny_denoiser(two_times: bool = False, seed: int = 0) -> Denoiser:
         max_length=LENGTH,
         time_scale=10,
     )
+    config = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, two_times=two_times, backbone=backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Denoiser(DenoiserConfig(VOCAB, LENGTH, two_times, backbone=backbone))
+        return Denoiser(config)
 
 
 def train(

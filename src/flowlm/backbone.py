@@ -52,6 +52,15 @@ class BackboneConfig:
     """Multiplies τ before its sinusoidal embedding; the published models use 1."""
 
     def __post_init__(self) -> None:
+        for name in ("width", "heads", "depth", "conditioning", "max_length", "mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"model.backbone.{name} must be positive, got {getattr(self, name)}")
+        if self.attention_softcap < 0:
+            raise ValueError(
+                f"model.backbone.attention_softcap cannot be negative, got {self.attention_softcap}: 0 is none"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.backbone.dropout must lie in [0, 1), got {self.dropout}")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(
                 f"model.backbone: width {self.width} over {self.heads} heads must be a whole, even head width "
@@ -65,9 +74,6 @@ class BackboneConfig:
         ):
             if value not in choices:
                 raise ValueError(f"model.backbone.{name} = {value!r} is not one of {', '.join(choices)}")
-        for name in ("depth", "conditioning", "max_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.backbone.{name} must be at least 1, got {getattr(self, name)}")
 
 
 class TimeEmbedding(nn.Module):

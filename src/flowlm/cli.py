@@ -163,8 +163,7 @@ def _positional(args: list[str], what: str) -> str:
 def _options(kind: type, default: Any, args: list[str], prog: str, description: str | None = None) -> Any:
     import tyro
 
-    marks = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes)
-    return tyro.cli(kind, default=default, args=args, prog=prog, description=description, config=marks)
+    return tyro.cli(kind, default=default, args=args, prog=prog, description=description)
 
 
 # -- train, distill --------------------------------------------------------------------------------------------

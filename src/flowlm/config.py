@@ -94,7 +94,8 @@ class TrainConfig:
     batch: int = 64
     """Passages per optimizer step, over all micro-batches."""
     micro_batch: int = 0
-    """Passages per forward pass; 0 takes the whole batch at once. The result does not depend on it."""
+    """Passages per forward pass; 0 takes the whole batch at once. Without dropout the result does
+    not depend on it."""
     ema: float = 0.999
     """Decay of the averaged weights, ramped as min(ema, (1+n)/(10+n))."""
     eval_every: int = 250

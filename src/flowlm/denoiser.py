@@ -26,6 +26,8 @@ class DenoiserConfig:
 
     vocab_size: int = 0
     """V; filled in from the tokenizer."""
+    vocabulary: str = ""
+    """sha256 of the tokens in the order of their ids; filled in from the tokenizer. Empty: not known."""
     length: int = 64
     """L, tokens in a passage."""
     two_times: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,11 @@ class FlowLM:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {denoiser.config.vocab_size}: "
                 "this is the tokenizer of another run"
+            )
+        if denoiser.config.vocabulary not in ("", tokenizer.vocabulary_sha256):
+            raise ValueError(
+                "the tokenizer has as many tokens as the model but not the same ones: this is the tokenizer of "
+                "another run"
             )
         self.denoiser, self.tokenizer, self.sampling_clock = denoiser, tokenizer, sampling_clock
 
@@ -209,6 +215,9 @@ def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         safetensors.torch.save_file(tensors, path)
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
     except SafetensorError as error:
         # safetensors wraps the operating system's error in its own: unwrap what a full disk says.
         if "os error 28" in str(error).lower() or "no space" in str(error).lower():

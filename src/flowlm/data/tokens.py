@@ -68,7 +68,8 @@ class Tokenizer:
     """Token ids of texts, and texts of token ids. Made by `train_words`, `train_bpe` or `load`.
 
     ``vocab_size`` counts the special tokens; ``eos_id``, ``pad_id``, ``unk_id`` (None without [UNK]);
-    ``kind`` is "words" or "bpe"; ``sha256`` identifies the vocabulary and its rules.
+    ``kind`` is "words" or "bpe"; ``sha256`` identifies the vocabulary and its rules,
+    ``vocabulary_sha256`` the tokens in the order of their ids alone.
     """
 
     def __init__(self, model: tokenizers.Tokenizer) -> None:
@@ -106,6 +107,7 @@ class Tokenizer:
         self.pad_id: int = pad
         self.unk_id: int | None = model.token_to_id(UNK) if self.kind == "words" else None
         self.sha256: str = hashlib.sha256(canonical.encode()).hexdigest()
+        self.vocabulary_sha256: str = hashlib.sha256("\0".join(self._tokens).encode()).hexdigest()
 
     @staticmethod
     def _check_lossless(model: tokenizers.Tokenizer, kind: str, described: dict[str, Any]) -> None:

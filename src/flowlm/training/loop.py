@@ -85,6 +85,7 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
         model = dataclasses.replace(
             model,
             vocab_size=tokenizer.vocab_size,
+            vocabulary=tokenizer.vocabulary_sha256,
             backbone=backbone,
             two_times=model.two_times or config.objective == "flow-map",
         )
@@ -122,10 +123,18 @@ class Trainer:
         tokenizer = Tokenizer.load(Path(source)) if source else None
         self.corpus = corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say)
         self.config = config = prepare_config(config, self.corpus.tokenizer)
-        if config.model.vocab_size != self.corpus.tokenizer.vocab_size:
+        if config.model.vocab_size != self.corpus.tokenizer.vocab_size or config.model.vocabulary not in (
+            "",
+            self.corpus.tokenizer.vocabulary_sha256,
+        ):
             raise ValueError(
-                f"{source} has a vocabulary of {config.model.vocab_size} tokens and the data's tokenizer "
+                f"{source} has a vocabulary of {config.model.vocab_size} tokens and the data's tokenizer another, of "
                 f"{self.corpus.tokenizer.vocab_size}: give the data the same tokenizer, or train a model on this data"
+            )
+        if config.init:
+            say(
+                f"the model is that of {config.init}: width {config.model.backbone.width}, "
+                f"depth {config.model.backbone.depth}, two times: {config.model.two_times}"
             )
         self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
 
