@@ -104,6 +104,8 @@ class DemoOptions:
     """Stories per row of the evaluation."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
+    dtype: str = "auto"
+    """auto, bfloat16 or float32."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -393,6 +395,7 @@ def _demo(args: list[str]) -> int:
         seed=options.seed,
         num=options.num,
         device=options.device,
+        dtype=options.dtype,
         say=lambda text: print(text, flush=True),
     )
     return 0

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,14 @@ class _Interrupted(KeyboardInterrupt):
 
 
 def run_demo(
-    out: Path, *, minutes: float, seed: int, num: int, device: str, say: Callable[[str], None] = print
+    out: Path,
+    *,
+    minutes: float,
+    seed: int = 0,
+    num: int = 1000,
+    device: str = "auto",
+    dtype: str = "auto",
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """The whole job within about `minutes`; returns the report that it also writes.
 
@@ -62,7 +69,7 @@ def run_demo(
     say(
         f"The law of the language is known: {law.entropy:.1f} nats a story, {len(law.vocabulary)} words and marks."
     )
-    flow = _stage_config("grammar", seed, device)
+    flow = _stage_config("grammar", seed, device, dtype)
     corpus = load_corpus(flow.data, flow.model.length, report=say)
 
     # How fast is this machine? Both stages are timed on a few steps, so that the plan can be told up front.
@@ -86,16 +93,24 @@ def run_demo(
     _train(flow, out / "flm", corpus, say)
 
     say("\n2. FMLM: learn to jump")
-    fmlm = _stage_config("grammar-fmlm", seed, device, teacher=out / "flm")
+    fmlm = _stage_config("grammar-fmlm", seed, device, dtype, teacher=out / "flm")
     # The second stage takes the time that is truly left: a noisy machine shifts the split, not the end.
     left = total - (time.perf_counter() - began) - evaluation
     fmlm = dataclasses.replace(fmlm, train=_schedule(fmlm, max(10, int(left / pace["flow-map"]))))
     _train(fmlm, out / "fmlm", corpus, say)
 
     say("\n3. Judge by the law")
+
+    def judge(name: str, steps: Sequence[int], count: int) -> list[dict[str, Any]]:
+        def tick(k: int, done: int) -> None:
+            if done == count:
+                say(f"  {name}: {count} stories in {k} network call{'s' if k > 1 else ''} each")
+
+        return evaluate_run(out / name, steps, count, seed=seed, device=device, dtype=dtype, tick=tick)
+
     rows = {
-        "FLM": evaluate_run(out / "flm", FLOW_STEPS, max(1, num // 2), seed=seed, device=device),
-        "FMLM": evaluate_run(out / "fmlm", MAP_STEPS, num, seed=seed, device=device),
+        "FLM": judge("flm", FLOW_STEPS, max(1, num // 2)),
+        "FMLM": judge("fmlm", MAP_STEPS, num),
     }
     reference = law_row(law, num, seed + 1)
     report = {
@@ -115,14 +130,16 @@ def run_demo(
     return report
 
 
-def _stage_config(recipe: str, seed: int, device: str, teacher: Path | None = None) -> RunConfig:
+def _stage_config(recipe: str, seed: int, device: str, dtype: str, teacher: Path | None = None) -> RunConfig:
     values = read_toml(recipe_path(recipe))
     if teacher is not None:
         values = merge({"data": read_toml(teacher / "config.toml")["data"]}, values) | {
             "teacher": str(teacher)
         }
     config = from_dict(RunConfig, values)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed, device=device))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(config.train, seed=seed, device=device, dtype=dtype)
+    )
 
 
 def _schedule(config: RunConfig, steps: int) -> Any:

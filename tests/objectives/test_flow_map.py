@@ -162,6 +162,7 @@ def test_kinds_are_spread_over_the_batch() -> None:
 
 B = 12
 #: The settings under which losses are compared; the last distils a network into itself.
+PUBLISHED = {"boundary_target": "self", "target": "student", "freeze_embedding": True}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": {},
     "rollout": {"boundary_target": "teacher", "rollout_steps": 3},
@@ -189,7 +190,7 @@ class Case:
     """A student, its teacher and average, and one batch with every kind of row."""
 
     def __init__(self, setting: str, vocab_size: int = V):
-        self.config = FlowMapConfig(boundary=0.5, **SETTINGS[setting])
+        self.config = FlowMapConfig(diagonal=0.5, boundary=0.5, **PUBLISHED | SETTINGS[setting])
         self.student = make(True, vocab_size=vocab_size)
         self.teacher = perturbed(make(False, vocab_size=vocab_size), 0.1, not self.config.freeze_embedding, 1)
         self.averaged = perturbed(self.student, 0.1, False, 2)
