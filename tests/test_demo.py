@@ -38,7 +38,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(demo, "_stage_config", shrunk)
-    monkeypatch.setattr(demo, "_time_steps", lambda trainer: 4.0)
+    monkeypatch.setattr(demo, "_time_steps", lambda trainer: (0.0, 4.0))
     monkeypatch.setattr(demo, "FLOW_STEPS", (1, 4))
     monkeypatch.setattr(demo, "MAP_STEPS", (1, 2))
 
@@ -58,7 +58,8 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         f"flowlm generate {out}/fmlm",
     ):
         assert part in text
-    assert {p.name for p in out.iterdir()} == {"flm", "fmlm", "report.json", "report.html", "quality.png"}
+    made = {"demo.json", "flm", "fmlm", "report.json", "report.html", "quality.png"}
+    assert {p.name for p in out.iterdir()} == made
     report = json.loads((out / "report.json").read_text())
     names = [(row["model"], row["nfe"]) for row in report["rows"]]
     assert names == [("FLM", 1), ("FLM", 4), ("FMLM", 1), ("FMLM", 2), ("law", 0)]
@@ -100,3 +101,12 @@ def test_an_interruption_saves_the_stage_and_says_how_to_go_on(
     assert RunDirectory(out / "flm").steps() == [3]
     assert not (out / "fmlm").exists()
     assert not (out / "report.json").exists()
+
+
+def test_runs_that_no_demo_made_are_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    precious = tmp_path / "runs" / "flm" / "model.safetensors"
+    precious.parent.mkdir(parents=True)
+    precious.write_bytes(b"hours of work")
+    assert command("demo", "--minutes", "1", "--out", tmp_path / "runs", "--device", "cpu") == 1
+    assert "holds runs that no demo made" in said(capsys)
+    assert precious.read_bytes() == b"hours of work"

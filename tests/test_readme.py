@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -183,3 +184,15 @@ def test_extras_and_versions_that_are_named_exist() -> None:
     for extra in re.findall(r"\.\[(\w+)\]", README):
         assert extra in project["optional-dependencies"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_measured_figures_are_the_reports() -> None:
+    spec = importlib.util.spec_from_file_location("measured", ROOT / "results" / "measured.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    report = json.loads((ROOT / "results" / "demo" / "report.json").read_text(encoding="utf-8"))
+    text = script.measured(report)
+    assert str(report["rows"][0]["num"]) in text
+    assert script.insert(README, text) == README, "run python results/measured.py"

@@ -148,7 +148,8 @@ class Block(nn.Module):
         h = torch.addcmul(shift1, self.norm1(x), 1 + scale1)
         q, k, v = self.qkv(h).view(b, length, 3, cfg.heads, d // cfg.heads).permute(2, 0, 3, 1, 4)
         if cfg.qk_norm:
-            q, k = F.rms_norm(q, q.shape[-1:]), F.rms_norm(k, k.shape[-1:])
+            # Autocast may norm in float32: queries and keys go on in the dtype of the values.
+            q, k = (F.rms_norm(x, x.shape[-1:]).to(v.dtype) for x in (q, k))
         if rotary is not None:
             cos, sin = (table.to(q.dtype) for table in rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from flowlm.device import wide
+
 
 def correct_decoding_probability(
     t: Tensor, vocab_size: int, *, with_rate: bool = False
@@ -111,13 +113,10 @@ class _MonotoneCurve(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # Tables keep float64 when a model is cast to a lower precision: only the device may change.
+        # Tables keep their precision when a model is cast to a lower one: only the device may change.
+        device = fn(torch.empty(0, device=self.x.device)).device
         for name in ("x", "y", "m"):
-            value = getattr(self, name)
-            moved = fn(value)
-            if moved.dtype != value.dtype and moved.device.type != "mps":
-                moved = value.to(moved.device)
-            setattr(self, name, moved)
+            setattr(self, name, getattr(self, name).to(device, wide(device)))
         return self
 
     def _cubic(self, i: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

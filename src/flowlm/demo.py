@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import platform
 import time
@@ -15,6 +16,7 @@ import torch
 from flowlm.config import RunConfig, from_dict, merge, read_toml, recipe_path, to_dict
 from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
+from flowlm.device import can_compile, resolve_device
 from flowlm.evaluation.metrics import law_row
 from flowlm.evaluation.report import (
     Picture,
@@ -32,7 +34,7 @@ from flowlm.training.loop import Trainer
 
 #: Share of the training time that goes to the FLM; the rest distils it.
 FLOW_SHARE = 0.4
-#: Network calls at which each model is measured, and the share of --num that each FLM row gets.
+#: Network calls at which each model is measured.
 FLOW_STEPS, MAP_STEPS = (1, 4, 16, 64), (1, 2, 4, 8)
 
 
@@ -52,15 +54,24 @@ def run_demo(
 ) -> dict[str, Any]:
     """The whole job within about `minutes`; returns the report that it also writes.
 
-    Writes out/flm and out/fmlm (run directories), out/report.json, out/report.html, out/quality.png.
+    Writes out/flm and out/fmlm (run directories), out/report.json, out/report.html, out/quality.png; what an
+    earlier demo left there is replaced.
 
     Raises:
-        ValueError: minutes or num that leave nothing to do.
+        ValueError: minutes or num that leave nothing to do; runs in out that no demo made.
     """
     if minutes < 1:
-        raise ValueError(f"--minutes {minutes}: the demo needs at least 1, and 15 to show what it is for")
+        raise ValueError(f"--minutes {minutes}: the demo needs at least 1, and 13 to show what it is for")
     if num < 1:
         raise ValueError(f"--num {num}: measure at least one story")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('the demo draws a plot: pip install "flowlm[plot]"')
+    marker = out / "demo.json"
+    if not marker.exists() and any((out / name).exists() for name in ("flm", "fmlm")):
+        raise ValueError(
+            f"{out} holds runs that no demo made, and a demo would replace them: choose another --out"
+        )
+    write_json(marker, {"minutes": minutes, "seed": seed, "num": num})
     began = time.perf_counter()
     total = 60 * minutes
     law = Grammar()
@@ -80,7 +91,7 @@ def run_demo(
         num = max(50, num // 4)
         evaluation = _evaluation_seconds(pace["flow"] / flow.train.batch, num)
         budget = total - (time.perf_counter() - began) - evaluation
-    flow_steps = max(10, int(FLOW_SHARE * budget / pace["flow"]))
+    flow_steps = max(10, int((FLOW_SHARE * budget - pace["flow start"]) / pace["flow"]))
     say(
         f"\nThe plan, {minutes:.0f} minutes on {_machine(device)}:\n"
         f"  1. train the FLM (flow language model), {flow_steps} steps, {FLOW_SHARE * budget / 60:.1f} min\n"
@@ -95,7 +106,7 @@ def run_demo(
     say("\n2. FMLM: learn to jump")
     fmlm = _stage_config("grammar-fmlm", seed, device, dtype, teacher=out / "flm")
     # The second stage takes the time that is truly left: a noisy machine shifts the split, not the end.
-    left = total - (time.perf_counter() - began) - evaluation
+    left = total - (time.perf_counter() - began) - evaluation - pace["flow-map start"]
     fmlm = dataclasses.replace(fmlm, train=_schedule(fmlm, max(10, int(left / pace["flow-map"]))))
     _train(fmlm, out / "fmlm", corpus, say)
 
@@ -109,7 +120,7 @@ def run_demo(
         return evaluate_run(out / name, steps, count, seed=seed, device=device, dtype=dtype, tick=tick)
 
     rows = {
-        "FLM": judge("flm", FLOW_STEPS, max(1, num // 2)),
+        "FLM": judge("flm", FLOW_STEPS, num),
         "FMLM": judge("fmlm", MAP_STEPS, num),
     }
     reference = law_row(law, num, seed + 1)
@@ -137,9 +148,10 @@ def _stage_config(recipe: str, seed: int, device: str, dtype: str, teacher: Path
             "teacher": str(teacher)
         }
     config = from_dict(RunConfig, values)
-    return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, seed=seed, device=device, dtype=dtype)
-    )
+    # Compiling takes some ten seconds and gives them back within two minutes of training.
+    compiled = can_compile(resolve_device(device))
+    train = dataclasses.replace(config.train, seed=seed, device=device, dtype=dtype, compile=compiled)
+    return dataclasses.replace(config, train=train)
 
 
 def _schedule(config: RunConfig, steps: int) -> Any:
@@ -150,16 +162,16 @@ def _schedule(config: RunConfig, steps: int) -> Any:
 def _train(config: RunConfig, folder: Path, corpus: Corpus, say: Callable[[str], None]) -> None:
     trainer = Trainer(config, folder, say=say, corpus=corpus)
     trainer.start(force=True)
-    if not trainer.train().finished:
+    if not trainer.train().finished or trainer.interrupted:
         raise _Interrupted
 
 
 def _pace(flow: RunConfig, corpus: Corpus, out: Path, say: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of a step of either stage, on fresh weights that are thrown away."""
+    """Seconds of a step of either stage, and of its start, on fresh weights that are thrown away."""
     pace = {}
     silent: Callable[[str], None] = lambda text: None  # noqa: E731
     trainer = Trainer(flow, out / "flm", say=silent, corpus=corpus)
-    pace["flow"] = _time_steps(trainer)
+    pace["flow start"], pace["flow"] = _time_steps(trainer)
     fmlm = from_dict(RunConfig, read_toml(recipe_path("grammar-fmlm")))
     trainer = Trainer(
         dataclasses.replace(flow, objective="flow-map", flow_map=fmlm.flow_map),
@@ -168,22 +180,25 @@ def _pace(flow: RunConfig, corpus: Corpus, out: Path, say: Callable[[str], None]
         corpus=corpus,
         teacher=trainer.model.eval().requires_grad_(False),
     )
-    pace["flow-map"] = _time_steps(trainer)
+    pace["flow-map start"], pace["flow-map"] = _time_steps(trainer)
     return pace
 
 
-def _time_steps(trainer: Trainer, warm: int = 2, counted: int = 4) -> float:
+def _time_steps(trainer: Trainer, warm: int = 3, counted: int = 8) -> tuple[float, float]:
+    """Seconds that starting takes (compiling, above all), and seconds of a step after it."""
+    start = time.perf_counter()
     for _ in range(warm):
         trainer.optimize()
-    start = time.perf_counter()
+    warmed = time.perf_counter()
     for _ in range(counted):
         trainer.optimize()
-    return (time.perf_counter() - start) / counted
+    seconds = (time.perf_counter() - warmed) / counted
+    return max(0.0, warmed - start - warm * seconds), seconds
 
 
 def _evaluation_seconds(pace: float, num: int) -> float:
     # A forward pass costs about two fifths of a step with its backward pass; `pace` is seconds a passage.
-    calls = num / 2 * sum(FLOW_STEPS) + num * sum(MAP_STEPS)
+    calls = num * (sum(FLOW_STEPS) + sum(MAP_STEPS))
     return 10 + 0.4 * pace * calls
 
 
@@ -215,7 +230,7 @@ def _show(
     summary = (
         f"In one network call, {100 * one['valid']:.1f} % of the FMLM's stories obey every rule of the language "
         f"(n = {one['num']}); the FLM it was distilled from reaches {100 * rows['FLM'][-1]['valid']:.1f} % in "
-        f"{rows['FLM'][-1]['nfe']} calls. Trained in {report['minutes']:.1f} minutes on {report['machine']}."
+        f"{rows['FLM'][-1]['nfe']} calls. All of it took {report['minutes']:.1f} minutes on {report['machine']}."
     )
     html_report(
         out / "report.html",

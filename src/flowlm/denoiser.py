@@ -90,9 +90,11 @@ class Denoiser(nn.Module):
             raise ValueError(
                 "this denoiser was built with one time (FLM): it has no δ_{s,t}; distil it first"
             )
-        cond = self.time_embedding(self.clock.tau(_batched(s, y)))
-        if self.config.two_times:
-            cond = cond + self.end_embedding(self.clock.tau(_batched(s if t is None else t, y)))
+        # Times in float32: rounded to bfloat16, τ = .800 and .804 would be one time.
+        with torch.autocast(y.device.type, enabled=False):
+            cond = self.time_embedding(self.clock.tau(_batched(s, y)))
+            if self.config.two_times:
+                cond = cond + self.end_embedding(self.clock.tau(_batched(s if t is None else t, y)))
         h = y
         if self.config.input_scaling:
             time = times_like(_batched(s, y), y).float()
@@ -104,7 +106,8 @@ class Denoiser(nn.Module):
             # The residual stream follows the compute dtype: otherwise every block casts back and forth.
             dtype = torch.get_autocast_dtype(y.device.type)
             h, cond = h.to(dtype), cond.to(dtype)
-        return Posterior(self.backbone(h, cond), self.head, self.embedding)
+        # The final norm may come out in float32; the head, the widest product of all, runs in the compute dtype.
+        return Posterior(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
 
 
 def _batched(t: Tensor | float, y: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
+import shutil
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -44,9 +47,21 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         raise ValueError(f"unknown dtype {name!r}: use auto, bfloat16 or float32")
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "this GPU multiplies bfloat16 matrices"
-    if device.type == "cpu" and torch.cpu._is_amx_tile_supported():
+    if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
         return torch.bfloat16, "this CPU has AMX units for bfloat16 matrices"
     return torch.float32, f"no fast bfloat16 on this {device.type} device"
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """The dtype for times and exact draws: float64, or float32 on MPS, which has no other."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile has the compiler it needs here: a C++ one for the CPU, Triton for CUDA."""
+    if device.type == "cpu":
+        return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[Any]:

@@ -111,6 +111,8 @@ class FlowLM:
         """
         folder = Path(folder)
         write_weights(folder / "model.safetensors", self.denoiser.state_dict())
+        # An average of other weights would be loaded in their place.
+        (folder / "ema.safetensors").unlink(missing_ok=True)
         self.tokenizer.save(folder)
         write_sampling_clock(folder, self.sampling_clock)
         # The config last: a folder without it is known to be half-written.

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowlm.device import wide
+
 
 def times_like(t: Tensor | float, y: Tensor) -> Tensor:
     """Times (scalar, (B,) or (B, L)) shaped to multiply a state (B, L, d), in at least float32."""
@@ -115,7 +117,7 @@ def _product(xi: Tensor, matrix: Tensor) -> Tensor:
 
 def _inverse_factor(embedding: Tensor) -> Tensor:
     """C⁻¹ of the lower Cholesky factor C of EᵀE, in float64, returned in float32."""
-    gram = (embedding.T @ embedding).to(torch.float64 if embedding.device.type != "mps" else torch.float32)
+    gram = (embedding.T @ embedding).to(wide(embedding.device))
     # float32 rounding of the Gram can push its smallest eigenvalues below zero: a relative 1e-7 on the
     # diagonal is of the size of that rounding.
     gram.diagonal().add_(1e-7 * gram.diagonal().mean())

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowlm.device import wide
+
 #: Logits held at once, in elements: 64 MiB of float32.
 CHUNK_ELEMENTS = 2**24
 
@@ -134,7 +136,7 @@ class Posterior:
         draws = uniform.reshape(-1)
 
         def chunk(h: Tensor, rows: slice) -> Tensor:
-            cdf = (self._logits(h).double() / temperature).softmax(-1).cumsum(-1)
+            cdf = (self._logits(h).to(wide(h.device)) / temperature).softmax(-1).cumsum(-1)
             index = torch.searchsorted(cdf, draws[rows, None] * cdf[:, -1:], right=True)
             return index.squeeze(-1).clamp_max(cdf.shape[-1] - 1)
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from flowlm.device import wide
+
 
 def key(*parts: int | str) -> int:
     """A 63-bit seed from a tuple of names and numbers, e.g. key(seed, "noise", step, row)."""
@@ -49,4 +51,4 @@ def uniform_rows(
     for i, seed in enumerate(keys):
         gen.manual_seed(seed)
         torch.rand(shape, generator=gen, dtype=torch.float64, out=out[i])
-    return out.to(device, non_blocking=True)
+    return out.to(device, wide(device), non_blocking=True)

@@ -17,6 +17,7 @@ from torch import Tensor
 from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
+from flowlm.device import wide
 from flowlm.path import renoise, renoise_times, step
 from flowlm.posterior import Posterior
 
@@ -106,7 +107,7 @@ def sample(
         return law(rng.normal_rows(rows, (length, law.width), device))
 
     y = prior_scale * noise("prior", 0)
-    tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    tau = torch.linspace(0, 1, steps + 1, dtype=wide(device))
     clock = denoiser.clock if clock is None else clock
     grid = [float(t) for t in clock.time(tau.to(device)).cpu()]
     for i in range(steps):

@@ -332,9 +332,15 @@ def test_config_errors(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"boundary_target": "teacher"}, "boundary_target = 'teacher' needs a teacher"),
-        ({"target": "averaged"}, "target = 'averaged' needs the averaged weights"),
+        ({"target": "averaged"}, "target = 'averaged' needs a teacher"),
     ],
 )
 def test_objective_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FlowMapObjective(FlowMapConfig(**options), UniformClock())
+
+
+def test_an_averaged_target_needs_the_average() -> None:
+    config = FlowMapConfig(target="averaged")
+    with pytest.raises(ValueError, match="needs the averaged weights"):
+        FlowMapObjective(config, UniformClock(), teacher=make(False))

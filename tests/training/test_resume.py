@@ -121,14 +121,13 @@ def flow(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 @pytest.fixture(scope="module")
 def flow_map(tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A distillation with dropout, averaged targets, the adaptive clock and the choice of the best."""
+    """A distillation with dropout, averaged targets and the adaptive clock."""
     folder = tmp_path_factory.mktemp("flow-map")
     teacher = trained(folder / "teacher", settings({"train.steps": 4, "model.backbone.dropout": 0.1}))
     over = {
         "train.steps": 12,
         "train.save_every": 3,
         "train.eval_every": 2,
-        "train.choose": "best",
         "train.keep": 1,
         "clock.kind": "adaptive",
         "clock.refit_every": 2,

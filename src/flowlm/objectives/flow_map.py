@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
+from flowlm.device import wide
 from flowlm.objectives.draws import stochastic_round, stratified
 from flowlm.path import (
     CoupledDenseNoise,
@@ -125,6 +126,11 @@ class FlowMapObjective:
     ):
         if teacher is None and config.boundary_target == "teacher":
             raise ValueError("flow_map.boundary_target = 'teacher' needs a teacher: give one or use 'self'")
+        if config.target == "averaged" and teacher is None:
+            raise ValueError(
+                "flow_map.target = 'averaged' needs a teacher, whose embedding stays frozen: without one the averaged "
+                "network would read the state of another embedding; use target = 'student'"
+            )
         if config.target == "averaged" and averaged is None:
             raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
         self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
@@ -175,7 +181,7 @@ class FlowMapObjective:
         counts = torch.bincount(draws["kind"], minlength=3).tolist()
         at = order.to(device)
         tokens, xi = tokens[at], xi[at]
-        s, u, t = (draws[name][order].to(device) for name in ("s", "u", "t"))
+        s, u, t = (draws[name][order].to(device, wide(device)) for name in ("s", "u", "t"))
         s32, t32 = s.float(), t.float()
 
         noise = self._noise(xi)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import json
 import math
 import re
 import signal
@@ -150,7 +151,12 @@ class Trainer:
         if config.clock.kind == "adaptive":
             self.clock = AdaptiveClock(self.clock, floor=config.clock.floor)
         self.model.to(self.device)
-        if config.teacher and config.flow_map.freeze_embedding:
+        if teacher is not None and config.flow_map.freeze_embedding:
+            if not torch.equal(self.model.embedding, teacher.embedding.to(self.device)):
+                raise ValueError(
+                    "flow_map.freeze_embedding shares one embedding, but the student's differs from its teacher's: "
+                    "start from the teacher (leave out --init), or use --flow-map.no-freeze-embedding"
+                )
             self.model.embedding.requires_grad_(False)
         self.ema = Ema(self.model, config.train.ema)
         self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
@@ -162,7 +168,9 @@ class Trainer:
                 teacher = teacher.to(self.device)
             self.objective = FlowMapObjective(config.flow_map, self.clock, teacher, self.ema.model)
         if config.train.compile:
-            self.model.backbone.compile()
+            for network in (self.model, self.ema.model, teacher):
+                if network is not None:
+                    network.backbone.compile()
         self.step = 0
         self.best: tuple[float, int] | None = None
         self._held_out = math.nan
@@ -239,8 +247,10 @@ class Trainer:
                     self._evaluate(metrics, progress.say)
                 # The best weights are worth a checkpoint wherever they come.
                 best = cfg.choose == "best" and self.best is not None and self.best[1] == self.step
-                if last or best or self._stop or self.step % cfg.save_every == 0:
+                if last or best or self.step % cfg.save_every == 0:
                     self._save()
+            if self.step < cfg.steps:
+                self._save()
         finished = self.step >= cfg.steps
         if not finished:
             self.say(
@@ -249,6 +259,11 @@ class Trainer:
             )
         chosen = self.best[0] if cfg.choose == "best" and self.best is not None else self._held_out
         return TrainResult(self.run.path, self.step, finished, chosen, time.perf_counter() - started)
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether an interruption was asked for, even in the last step."""
+        return self._stop
 
     def interrupt(self) -> None:
         """Ask the loop to save and stop after the present step."""
@@ -426,6 +441,14 @@ def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Train
             f"{folder}/tokenizer.json has {corpus.tokenizer.vocab_size} tokens, the run's model "
             f"{config.model.vocab_size}: it is the tokenizer of another run"
         )
+    described = Path(folder) / "data.json"
+    kept = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
+    for key in ("sha256", "law_sha256", "train", "held_out"):
+        if key in kept and kept[key] != corpus.meta.get(key):
+            raise ValueError(
+                f"the data of {folder} has changed ({key} was {kept[key]}, is {corpus.meta.get(key)}): put it back to "
+                f"resume, or start a new run from these weights with --init {folder}"
+            )
     # The weights come from the checkpoint, not from where the run once started, which may be gone.
     trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
     trainer.resume()
