@@ -272,3 +272,16 @@ def test_metrics_forget_what_came_after(tmp_path: Path) -> None:
         {"step": 3, "loss": 1.5},
         {"step": 4, "loss": 7.0},
     ]
+
+
+def test_force_removes_only_what_a_run_made(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create("")
+    thesis = run.path / "thesis.tex"
+    thesis.write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds what no run made \(thesis\.tex\)"):
+        run.create("", force=True)
+    assert thesis.read_text() == "years of work"
+    thesis.unlink()
+    run.create("objective = 'flow'", force=True)
+    assert (run.path / "config.toml").read_text() == "objective = 'flow'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def write_run_samples(
             tick(len(records))
     seconds = time.perf_counter() - start
     used, _ = resolve_dtype(dtype, model.embedding.device)
-    options = {"gamma": 0.0, "prior_scale": 1.0, "temperature": 1.0, "last": "argmax"} | sampler
+    options = DEFAULT_SAMPLER | sampler
     header = Header(
         model="FMLM" if model.denoiser.config.two_times else "FLM",
         recipe=run.name,
@@ -95,8 +95,13 @@ def score_file(path: Path, *, grammar: Grammar | None = None) -> dict[str, Any]:
     return samples_row(header, records, grammar)
 
 
-def _sample_path(run: Path, steps: int, seed: int) -> Path:
-    return run / "samples" / f"nfe-{steps:04d}-seed-{seed}.jsonl"
+DEFAULT_SAMPLER = {"gamma": 0.0, "prior_scale": 1.0, "temperature": 1.0, "last": "argmax"}
+
+
+def _sample_path(run: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:
+    # Options that are not the default stand in the name: samples of one setting never replace another's.
+    options = "".join(f"-{k}-{v}" for k, v in sorted(sampler.items()) if v != DEFAULT_SAMPLER[k])
+    return run / "samples" / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
 
 
 def evaluate_run(
@@ -118,7 +123,7 @@ def evaluate_run(
     model = FlowLM.from_pretrained(run, device=device)
     rows = []
     for k in steps:
-        path = _sample_path(run, k, seed)
+        path = _sample_path(run, k, seed, sampler)
         inner = None if tick is None else (lambda done, k=k: tick(k, done))
         write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=inner, **sampler)
         rows.append(score_file(path))
@@ -147,7 +152,9 @@ def write_report(
         shown: samples per step count.
     """
     seed = rows[0]["seed"]
-    files_read = {k: _sample_path(run, k, seed) for k in (row["nfe"] for row in rows) if k}
+    files_read = {
+        row["nfe"]: _sample_path(run, row["nfe"], seed, row["sampler"]) for row in rows if row["nfe"]
+    }
     samples = {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in files_read.items()}
     curve = held_out_curve(run)
     report = {

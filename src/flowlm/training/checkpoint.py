@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,11 @@ from flowlm.model import (
 )
 
 CHECKPOINT_FORMAT = "flowlm-checkpoint/1"
+#: What a run directory may hold, and --force may therefore remove.
+_OURS = re.compile(
+    r"config\.toml|config\.json|tokenizer\.json|clock\.json|data\.json|metrics\.jsonl|samples|checkpoints"
+    r"|(model|ema|nonfinite-step-\d+)\.safetensors|\..*\.tmp"
+)
 
 
 class RunDirectory:
@@ -64,6 +70,12 @@ class RunDirectory:
                 raise ValueError(
                     f"{self.path} already holds a run: continue it with --resume, replace it with --force, "
                     "or choose another folder with --out"
+                )
+            foreign = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
+            if foreign:
+                raise ValueError(
+                    f"{self.path} holds what no run made ({', '.join(foreign[:5])}), so --force leaves it "
+                    "alone: choose another folder with --out, or remove it yourself"
                 )
             shutil.rmtree(self.path)
         try:
