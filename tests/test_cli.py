@@ -157,9 +157,9 @@ def test_out_defaults_to_the_recipes_name(tmp_path: Path, monkeypatch: pytest.Mo
 def test_force_replaces_a_run(tmp_path: Path) -> None:
     path, out = recipe(tmp_path / "r.toml", {"train.steps": 1}), tmp_path / "run"
     assert command("train", path, "--out", out) == 0
-    (out / "old.txt").write_text("")
+    (out / "samples" / "old.txt").write_text("")
     assert command("train", path, "--out", out, "--force", "--train.seed", "1") == 0
-    assert not (out / "old.txt").exists()
+    assert not (out / "samples" / "old.txt").exists()
     assert load_recipe(out / "config.toml").train.seed == 1
 
 
