@@ -9,7 +9,18 @@ from flowlm.evaluation.report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-COLUMNS = ("model", "nfe", "num", "valid", "parsed", "nll_per_token", "entropy", "unique", "slot_tv", "pair_tv")
+COLUMNS = (
+    "model",
+    "nfe",
+    "num",
+    "valid",
+    "parsed",
+    "nll_per_token",
+    "entropy",
+    "unique",
+    "slot_tv",
+    "pair_tv",
+)
 
 
 def measured(report: dict) -> str:

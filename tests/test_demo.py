@@ -38,7 +38,13 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     monkeypatch.setattr(demo, "_stage_config", shrunk)
-    monkeypatch.setattr(demo, "_time_steps", lambda trainer: (0.0, 4.0))
+
+    def time_steps(trainer: Trainer) -> tuple[float, float]:
+        for trainer.step in range(2):  # the second stage is timed with a teacher that has moved
+            trainer.optimize()
+        return 0.0, 4.0
+
+    monkeypatch.setattr(demo, "_time_steps", time_steps)
     monkeypatch.setattr(demo, "FLOW_STEPS", (1, 4))
     monkeypatch.setattr(demo, "MAP_STEPS", (1, 2))
 

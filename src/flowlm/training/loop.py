@@ -101,7 +101,7 @@ class Trainer:
         folder: its directory.
         say: where plain messages go.
         corpus: already loaded data; loaded by the config when None.
-        teacher: an already loaded teacher; loaded by the config when None.
+        teacher: an already loaded teacher, from which the student starts; loaded by the config when None.
     """
 
     def __init__(
@@ -146,6 +146,8 @@ class Trainer:
             extra = ("end_embedding.",) if config.model.two_times else ()
             name = "ema" if (Path(start) / "ema.safetensors").exists() else "model"
             load_weights(self.model, Path(start) / f"{name}.safetensors", allow_missing=extra)
+        elif teacher is not None:
+            self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
         # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
         self.clock: Clock = copy.deepcopy(self.model.clock)
         if config.clock.kind == "adaptive":
