@@ -1,0 +1,36 @@
+"""From a run to a report that stands alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from flowlm.evaluation.runs import evaluate_run, held_out_curve, write_report
+from helpers import flm
+
+
+def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(flm(), run)
+    rows = evaluate_run(run, [1, 2], 12, seed=3, device="cpu", dtype="float32")
+    write_report(tmp_path / "report", run, rows, "flowlm evaluate run --seed 3", shown=4)
+    report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+    assert report["command"] == "flowlm evaluate run --seed 3"
+    assert report["seed"] == 3
+    assert [row["nfe"] for row in report["rows"]] == [1, 2]
+    assert report["held_out"] == [list(pair) for pair in held_out_curve(run)] != []
+    assert {k: len(texts) for k, texts in report["samples"].items()} == {"1": 4, "2": 4}
+    text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+    assert "`flowlm evaluate run --seed 3`" in text
+    assert all(" ".join(sample.split()) in text for sample in report["samples"]["1"])
+
+
+def test_samples_of_one_setting_never_replace_anothers(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(flm(), run)
+    plain = evaluate_run(run, [2], 6, device="cpu", dtype="float32")
+    noisy = evaluate_run(run, [2], 6, device="cpu", dtype="float32", gamma=0.5)
+    names = sorted(path.name for path in (run / "samples").glob("nfe-*.jsonl"))
+    assert names == ["nfe-0002-seed-0-gamma-0.5.jsonl", "nfe-0002-seed-0.jsonl"]
+    assert (plain[0]["sampler"]["gamma"], noisy[0]["sampler"]["gamma"]) == (0.0, 0.5)
