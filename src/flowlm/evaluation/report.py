@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from flowlm import files
 from flowlm.evaluation.metrics import ROW
 from flowlm.evaluation.samples import UNKNOWN
 from flowlm.files import write_data
@@ -80,7 +80,7 @@ def _refuse_nan(value: object, where: str) -> None:
 def write_json(path: PathLike, obj: Any) -> None:
     """Write `obj` as indented JSON, whole or not at all. ValueError: NaN or infinity, with its place."""
     _refuse_nan(obj, "obj")
-    write_data(path, json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    files.write_json(path, obj)
 
 
 # ------------------------------------------------------------------------------------------------------ cells

@@ -156,18 +156,17 @@ def write_report(
         row["nfe"]: _sample_path(run, row["nfe"], seed, row["sampler"]) for row in rows if row["nfe"]
     }
     samples = {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in files_read.items()}
-    curve = held_out_curve(run)
+    curve, data = held_out_curve(run), describe_data(run)
     report = {
         "command": command,
         "commit": current_commit(),
         "seed": seed,
-        "data": describe_data(run),
+        "data": data,
         "held_out": curve,
         "rows": list(rows),
         "samples": samples,
     }
     write_json(folder / "report.json", report)
-    data = describe_data(run)
     text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}.", markdown(rows)]
     text.append(
         f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
