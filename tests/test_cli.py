@@ -68,7 +68,9 @@ def _options(kind: type, where: str = "--") -> dict[str, str]:
     hints = typing.get_type_hints(kind)
     out = {}
     source = Path(sys.modules[kind.__module__].__file__ or "").read_text()
-    body = source[source.index(f"class {kind.__name__}") :]
+    # A field is explained in the class that declares it: a base class, maybe.
+    bodies = (source.partition(f"class {c.__name__}")[2].partition("\nclass ")[0] for c in kind.__mro__[:-1])
+    body = "".join(bodies)
     for field in dataclasses.fields(kind):
         name = field.name.replace("_", "-")
         if dataclasses.is_dataclass(hints[field.name]):
@@ -170,7 +172,7 @@ def test_ctrl_c_then_resume(
 
     from flowlm.training.loop import Trainer
 
-    whole = trained(tmp_path / "whole", settings())
+    whole = trained(tmp_path / "whole", settings({"recipe": "r"}))
     path, out = recipe(tmp_path / "r.toml"), tmp_path / "run"
     optimize = Trainer.optimize
 
@@ -429,3 +431,11 @@ def test_the_tiny_recipe_is_complete() -> None:
     """The other tests vary what it says: a typing mistake there must not go unnoticed."""
     assert values({"train.steps": 3})["train"]["steps"] == 3
     assert values()["train"]["steps"] == 8
+
+
+def test_options_of_samples_that_are_made_already(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "three.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert command("evaluate", path, "--gamma", "0.5", "--report", tmp_path / "r") == 1
+    assert "is scored as it is: --gamma, --report would change nothing" in said(capsys)
+    assert not (tmp_path / "r").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import re
 import tomllib
 import typing
@@ -56,10 +57,13 @@ KINDS = [*SECTIONS, cli.GenerateOptions, cli.EvaluateOptions, cli.DemoOptions]
 def test_every_field_says_what_it_is(kind: type) -> None:
     """These become the help of the command line."""
     assert inspect.getdoc(kind)
-    body = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    lines: list[ast.stmt] = []
+    for declaring in kind.__mro__[:-1]:
+        body = ast.parse(inspect.cleandoc(inspect.getsource(declaring))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        lines += body.body
     explained = set()
-    for node, after in zip(body.body, body.body[1:]):
+    for node, after in itertools.pairwise(lines):
         if (
             isinstance(node, ast.AnnAssign)
             and isinstance(after, ast.Expr)

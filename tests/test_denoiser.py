@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.path import DenseNoise, LowRankNoise, corrupt
+from flowlm.path import DenseNoise, LowRankNoise, corrupt, evidence_weights
 from test_backbone import PLAIN, unzero
 
 B, L, D, V = 3, 5, 16, 40
@@ -21,6 +21,7 @@ CHOICES: list[dict[str, Any]] = [
     {"logit_softcap": 3.0},
     {"tied_head": True},
     {"input_scaling": True},
+    {"local_posterior": False},
     {"tied_head": True, "input_scaling": True, "logit_softcap": 3.0},
     {"backbone": dataclasses.replace(BACKBONE, norm="rms", qk_norm=True, attention_softcap=5.0)},
     {"backbone": dataclasses.replace(BACKBONE, position="learned", activation="relu2", time_scale=10.0)},
@@ -143,7 +144,7 @@ def test_a_student_starts_as_its_teacher() -> None:
 
 def test_input_scaling_gives_unit_variance() -> None:
     """The state the blocks see has the scale of the noise at every time."""
-    net = make(False, input_scaling=True)
+    net = make(False, input_scaling=True, local_posterior=False)
     law = net.noise_law()
     tokens = torch.randint(0, V, (4000, L))
     seen: list[Tensor] = []
@@ -153,6 +154,61 @@ def test_input_scaling_gives_unit_variance() -> None:
             y = corrupt(tokens, t, net.embedding, law(torch.randn(4000, L, law.width)))
             net(y, t)
             assert float(seen[-1].square().mean()) == pytest.approx(1, rel=0.05)
+
+
+def test_the_local_posterior_follows_the_embedding() -> None:
+    """Also after a fused optimizer's step, which leaves no mark on the tensor."""
+    net, other, y = make(False), make(False), state()
+    optimizer = torch.optim.AdamW([net.embedding], lr=0.5, fused=True)
+    net(y, 0.5)
+    net.embedding.grad = torch.ones_like(net.embedding)
+    optimizer.step()
+    other.load_state_dict(net.state_dict())
+    torch.testing.assert_close(net(y, 0.5).log_probs(), other(y, 0.5).log_probs(), atol=0, rtol=0)
+
+
+def test_what_follows_from_a_frozen_embedding_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, y = make(False), state()
+    made: list[int] = []
+    monkeypatch.setattr("flowlm.denoiser.evidence_weights", lambda e: made.append(1) or evidence_weights(e))
+    want = net(y, 0.5).log_probs()
+    with net.frozen_embedding():
+        with net.frozen_embedding():
+            torch.testing.assert_close(net(y, 0.5).log_probs(), want, atol=0, rtol=0)
+        torch.testing.assert_close(net(y, 0.5).log_probs(), want, atol=0, rtol=0)
+    assert len(made) == 2
+    net(y, 0.5)
+    assert len(made) == 3
+
+
+def test_the_local_posterior_gives_the_state_no_gradient() -> None:
+    """It is a statistic of the state; its own embedding, bias and gain learn."""
+    net, y = make(False), state().requires_grad_()
+    shown = net._local_posterior(y, 0.5, torch.randn(B, 1, net.config.backbone.conditioning))
+    shown.square().sum().backward()
+    assert y.grad is None
+    assert net.embedding.grad is None
+    for learned in (net.local_embedding, net.local_bias, net.local_gain.weight):
+        assert learned.grad is not None
+        assert learned.grad.any()
+
+
+def test_a_new_local_posterior_is_bayes() -> None:
+    """With no gain learned yet: softmax over tokens of log N(y; t e_k, (1-t)² G), embedded."""
+    torch.manual_seed(0)
+    net = Denoiser(DenoiserConfig(vocab_size=V, length=L, backbone=BACKBONE))
+    t, y = 0.4, state()
+    assert V > D
+    e = net.embedding.detach().double()
+    law = torch.distributions.MultivariateNormal(t * e, (1 - t) ** 2 * (e.T @ e))
+    want = law.log_prob(y.double()[..., None, :]).softmax(-1) @ net.local_embedding.double()
+    got = net._local_posterior(y, t, torch.randn(B, 1, BACKBONE.conditioning))
+    torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-3)
+
+
+def test_an_embedding_needs_a_scale() -> None:
+    with pytest.raises(ValueError, match=r"model\.embedding_scale must be positive, got 0"):
+        make(False, embedding_scale=0.0)
 
 
 def test_tied_head_shares_the_embedding() -> None:

@@ -17,6 +17,8 @@ from flowlm.path import (
     DenseNoise,
     LowRankNoise,
     coupled_noise_law,
+    evidence_features,
+    evidence_weights,
     noise_law,
 )
 
@@ -376,3 +378,35 @@ def test_noise_stays_float32_under_autocast(vocab: int) -> None:
         got = [noise_law(e)(xi), *coupled_noise_law(e, other)(xi2)]
     for a, b in zip(got, expected):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.7])
+def test_evidence_is_the_likelihood_of_the_state(t: float) -> None:
+    """features·row_k = log N(y; t e_k, (1-t)² G) up to a constant in k."""
+    torch.manual_seed(0)
+    vocab, width = 23, 6
+    embedding, y = torch.randn(vocab, width), torch.randn(2, 3, width)
+    got = evidence_features(y, t) @ evidence_weights(embedding).T
+    e = embedding.double()
+    law = torch.distributions.MultivariateNormal(t * e, (1 - t) ** 2 * (e.T @ e))
+    want = law.log_prob(y.double()[..., None, :])
+    difference = got.double() - want
+    assert (difference - difference.mean(-1, keepdim=True)).abs().max() < 1e-3 * want.abs().max()
+
+
+def test_evidence_of_a_state_kept_whole() -> None:
+    """With V ≤ d the state x is in y: the evidence for k is t/(1-t)² x_k."""
+    torch.manual_seed(0)
+    vocab, width, t = 5, 8, 0.6
+    embedding, x = torch.randn(vocab, width), torch.randn(2, 3, vocab)
+    got = evidence_features(x @ embedding, t) @ evidence_weights(embedding).T
+    want = t / (1 - t) ** 2 * x
+    torch.testing.assert_close(got.log_softmax(-1), want.log_softmax(-1), atol=1e-3, rtol=1e-3)
+
+
+def test_evidence_stays_finite_at_the_data() -> None:
+    embedding = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    tokens = torch.arange(9)[None]
+    got = evidence_features(embedding[tokens], torch.tensor([1.0])) @ evidence_weights(embedding).T
+    assert torch.isfinite(got).all()
+    assert torch.equal(got.argmax(-1), tokens)

@@ -58,7 +58,6 @@ METHODS: dict[str, tuple[Callable[[Posterior], Tensor], Callable[[Posterior], Te
     "log_probs": (lambda p: p.log_probs(), lambda p: logits(p).log_softmax(-1)),
     "embed": (lambda p: p.embed(), lambda p: logits(p).softmax(-1) @ p.embedding),
     "embed cold": (lambda p: p.embed(0.3), lambda p: (logits(p) / 0.3).softmax(-1) @ p.embedding),
-    "confidence": (lambda p: p.confidence(), lambda p: logits(p).softmax(-1).amax(-1)),
     "hard": (
         lambda p: p.cross_entropy(IDS),
         lambda p: -logits(p).log_softmax(-1).gather(-1, IDS[..., None])[..., 0],
@@ -135,17 +134,16 @@ def test_shapes_and_rows() -> None:
     assert p.shape == (B, L)
     assert p.log_probs().shape == (B, L, V)
     assert p.embed().shape == (B, L, D)
-    assert p.tokens().shape == p.confidence().shape == p.cross_entropy(IDS).shape == (B, L)
+    assert p.tokens().shape == p.cross_entropy(IDS).shape == (B, L)
     torch.testing.assert_close(p[1:].embed(), p.embed()[1:])
 
 
-def test_targets_and_detached_posteriors_carry_no_gradient() -> None:
+def test_targets_carry_no_gradient() -> None:
     p, target = make(), make(1)
     p.cross_entropy(target).sum().backward()
     assert p.hidden.grad is not None
     assert target.hidden.grad is None
     assert all(q.grad is None for q in target.head.parameters())  # type: ignore[attr-defined]
-    assert not p.detach().hidden.requires_grad
 
 
 def test_categorical_reaches_the_ends() -> None:
@@ -174,7 +172,7 @@ def test_a_new_head_is_uniform() -> None:
 def test_half_precision_hidden_states_give_float32_answers() -> None:
     p = make()
     low = Posterior(p.hidden.bfloat16(), p.head, p.embedding)
-    for out in (low.log_probs(), low.embed(), low.cross_entropy(IDS), low.confidence()):
+    for out in (low.log_probs(), low.embed(), low.cross_entropy(IDS)):
         assert out.dtype == torch.float32
     expected = logits(p).log_softmax(-1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -259,7 +257,8 @@ def test_no_tensor_of_the_size_of_the_dense_state(job: str, monkeypatch: pytest.
     work = JOBS[job]()
     with LargestTensor() as largest:
         work()
-    assert largest.numel == BIG_V * BIG_D, "the embedding should be the largest tensor"
+    # E with a column more, the rows of the tokens' evidence.
+    assert largest.numel == BIG_V * (BIG_D + 1), "nothing should be larger than the embedding's evidence"
     assert largest.numel < WIDE
 
 

@@ -20,15 +20,15 @@ from flowlm.attention import BACKENDS, attention
 class BackboneConfig:
     """Shape and choices of the transformer."""
 
-    width: int = 160
+    width: int = 256
     """d, the width of the residual stream and of the state y = xE."""
-    depth: int = 4
+    depth: int = 6
     """Number of blocks."""
     heads: int = 4
     """Attention heads; must divide width."""
     conditioning: int = 128
     """Width of the time conditioning vector."""
-    mlp_ratio: float = 4.0
+    mlp_ratio: float = 2.0
     """Hidden width of the MLP over width."""
     activation: str = "relu2"
     """"gelu" (tanh form, as published) or "relu2" (squared ReLU, cheaper)."""

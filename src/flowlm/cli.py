@@ -31,13 +31,9 @@ flowlm COMMAND --help tells more. FLOWLM_DEBUG=1 shows tracebacks.
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOptions:
-    """Write passages with a trained model: start from noise, call the network --steps times, print the text."""
+class SamplerOptions:
+    """How passages are made."""
 
-    num: int = 8
-    """How many passages."""
-    steps: int = 1
-    """Network calls per passage (NFE): 1 for an FMLM, more for an FLM."""
     seed: int = 0
     """Passage i depends on (seed, i) alone."""
     gamma: float = 0.0
@@ -52,6 +48,21 @@ class GenerateOptions:
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
     """auto, bfloat16 or float32."""
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """What the sample file's header says of the sampler."""
+        return {name: getattr(self, name) for name in ("gamma", "prior_scale", "temperature", "last")}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions(SamplerOptions):
+    """Write passages with a trained model: start from noise, call the network --steps times, print the text."""
+
+    num: int = 8
+    """How many passages."""
+    steps: int = 1
+    """Network calls per passage (NFE): 1 for an FMLM, more for an FLM."""
     json: bool = False
     """Print one JSON object a line instead of text."""
     out: str = ""
@@ -59,7 +70,7 @@ class GenerateOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateOptions:
+class EvaluateOptions(SamplerOptions):
     """Measure a run (it generates first, in sample files) or a sample file.
 
     On `grammar` the law is known exactly: share of valid stories, which rules broke, likelihood of the valid
@@ -70,20 +81,6 @@ class EvaluateOptions:
     """Network calls, comma-separated; one row each."""
     num: int = 1000
     """Passages per row."""
-    seed: int = 0
-    """Seed of the samples."""
-    gamma: float = 0.0
-    """Share of re-noising between steps."""
-    prior_scale: float = 1.0
-    """Scale of the initial noise."""
-    temperature: float = 1.0
-    """Temperature of every posterior."""
-    last: str = "argmax"
-    """Rule of the last step: argmax or categorical."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    dtype: str = "auto"
-    """auto, bfloat16 or float32."""
     json: str = ""
     """Write the rows here as JSON."""
     report: str = ""
@@ -196,7 +193,9 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     from flowlm.training.loop import Trainer, open_run
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
-    values: dict[str, Any] = read_toml(recipe_path(recipe)) if recipe else {}
+    values: dict[str, Any] = {}
+    if recipe:
+        values = {"recipe": Path(recipe).stem} | read_toml(recipe_path(recipe))
     if command == "distill":
         if "model" in values:
             raise ValueError(
@@ -271,15 +270,6 @@ def _size(config: dict[str, Any], model: Any) -> str:
 # -- generate, evaluate ----------------------------------------------------------------------------------------
 
 
-def _sampler(options: GenerateOptions | EvaluateOptions) -> dict[str, Any]:
-    return {
-        "gamma": options.gamma,
-        "prior_scale": options.prior_scale,
-        "temperature": options.temperature,
-        "last": options.last,
-    }
-
-
 def _generate(args: list[str]) -> int:
     import json
     import tempfile
@@ -305,7 +295,7 @@ def _generate(args: list[str]) -> int:
             options.steps,
             seed=options.seed,
             dtype=options.dtype,
-            **_sampler(options),
+            **options.sampler,
         )
         seconds = time.perf_counter() - start
         header, records = read_samples(path)
@@ -355,6 +345,14 @@ def _evaluate(args: list[str]) -> int:
     from flowlm.evaluation.runs import evaluate_run, score_file, write_report
 
     if target.is_file():
+        made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json"}
+        set_ = [n for n in sorted(made) if getattr(options, n) != getattr(EvaluateOptions(), n)]
+        if set_:
+            flags = ", ".join("--" + name.replace("_", "-") for name in set_)
+            raise ValueError(
+                f"{target} is a sample file and is scored as it is: {flags} would change nothing; "
+                "give the run's directory to make new samples"
+            )
         rows = [score_file(target)]
     else:
         steps = parse_steps(options.steps)
@@ -366,14 +364,12 @@ def _evaluate(args: list[str]) -> int:
             device=options.device,
             dtype=options.dtype,
             tick=lambda k, done: _say(f"{k} steps: {done}/{options.num}") if done == options.num else None,
-            **_sampler(options),
+            **options.sampler,
         )
     if rows[0]["law"]:
         rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
     Console().print(table_text(rows))
     if options.report:
-        if target.is_file():
-            raise ValueError("--report describes a run: give its directory, not a sample file")
         write_report(Path(options.report), target, rows, "flowlm evaluate " + " ".join(typed))
         _say(f"report in {options.report}")
     if options.json:

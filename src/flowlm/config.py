@@ -136,6 +136,8 @@ class TrainConfig:
 class RunConfig:
     """A whole run: what is trained, on what, and how."""
 
+    recipe: str = ""
+    """Name of the recipe, for reports; filled in from its file."""
     objective: str = "flow"
     """"flow" (FLM: cross-entropy on the data) or "flow-map" (FMLM: distillation into the flow map)."""
     teacher: str = ""

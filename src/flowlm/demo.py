@@ -142,7 +142,7 @@ def run_demo(
 
 
 def _stage_config(recipe: str, seed: int, device: str, dtype: str, teacher: Path | None = None) -> RunConfig:
-    values = read_toml(recipe_path(recipe))
+    values = {"recipe": recipe} | read_toml(recipe_path(recipe))
     if teacher is not None:
         values = merge({"data": read_toml(teacher / "config.toml")["data"]}, values) | {
             "teacher": str(teacher)

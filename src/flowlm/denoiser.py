@@ -8,6 +8,8 @@ Times are flow times, scalar, (B,) or (B, L); the network reads their clock time
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +18,14 @@ from torch import Tensor, nn
 
 from flowlm.backbone import Backbone, BackboneConfig, TimeEmbedding
 from flowlm.clock import make_clock
-from flowlm.path import DenseNoise, LowRankNoise, noise_law, times_like
+from flowlm.path import (
+    DenseNoise,
+    LowRankNoise,
+    evidence_features,
+    evidence_weights,
+    noise_law,
+    times_like,
+)
 from flowlm.posterior import Head, Posterior
 
 
@@ -40,6 +49,10 @@ class DenoiserConfig:
     """Share the head's weight with the embedding."""
     input_scaling: bool = False
     """Scale the state to unit variance before the network."""
+    embedding_scale: float = 3.0
+    """Entries of the embedding start uniform in ±scale/√d (published: 1)."""
+    local_posterior: bool = True
+    """Show the network, beside y, the embedded posterior of each token given its own noisy state alone."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
 
@@ -60,7 +73,10 @@ class Denoiser(nn.Module):
             raise ValueError(f"model.length must be at least 1, got {config.length}")
         self.config = config
         width = config.backbone.width
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-1, 1) / width**0.5)
+        if config.embedding_scale <= 0:
+            raise ValueError(f"model.embedding_scale must be positive, got {config.embedding_scale}")
+        bound = config.embedding_scale / width**0.5
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-bound, bound))
         self.backbone = Backbone(config.backbone)
         self.time_embedding = TimeEmbedding(config.backbone.conditioning, config.backbone.time_scale)
         if config.two_times:
@@ -70,6 +86,14 @@ class Denoiser(nn.Module):
         self.head = Head(
             width, config.vocab_size, config.logit_softcap, self.embedding if config.tied_head else None
         )
+        if config.local_posterior:
+            self.local_embedding = nn.Parameter(self.embedding.detach().clone())
+            self.local_bias = nn.Parameter(torch.zeros(config.vocab_size))
+            self.local_gain = nn.Linear(config.backbone.conditioning, 1)
+            nn.init.zeros_(self.local_gain.weight)
+            nn.init.zeros_(self.local_gain.bias)
+        self._holds = False
+        self._evidence: Tensor | None = None
         self.clock = make_clock(config.clock, config.vocab_size)
 
     def noise_law(self) -> DenseNoise | LowRankNoise:
@@ -102,12 +126,55 @@ class Denoiser(nn.Module):
             power = self.embedding.detach().float().square().sum() / self.embedding.shape[1]
             h = h * (variance * power).rsqrt().to(h.dtype)
         cond = F.silu(cond)
+        if self.config.local_posterior:
+            h = h + self._local_posterior(y, s, cond)
         if torch.is_autocast_enabled(y.device.type):
             # The residual stream follows the compute dtype: otherwise every block casts back and forth.
             dtype = torch.get_autocast_dtype(y.device.type)
             h, cond = h.to(dtype), cond.to(dtype)
         # The final norm may come out in float32; the head, the widest product of all, runs in the compute dtype.
         return Posterior(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
+
+    def _local_posterior(self, y: Tensor, s: Tensor | float, cond: Tensor) -> Tensor:
+        """softmax(log p(y_l | token) + bias)·E' at each position (B, L, d), E' an embedding of its own.
+
+        What a lone position says is known in closed form, and is sharp where the state is not: attention has
+        tokens to compare from the first block on. A statistic of the state: no gradient passes to y or E.
+
+        The gain on y is the likelihood's and a learned function of the times, zero at the start: at s = 0 the
+        likelihood is flat, but a flow map must see in the noise which tokens it leads to.
+        """
+        device = y.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y.dtype
+        rows = self._evidence_weights().to(dtype)
+
+        def head(features: Tensor) -> Tensor:
+            return F.linear(features, rows, self.local_bias.to(dtype)).float()
+
+        with torch.autocast(device, enabled=False):
+            features = evidence_features(y.detach(), _batched(s, y), self.local_gain(cond)).to(dtype)
+        return Posterior(features, head, self.local_embedding).embed(dtype=dtype)
+
+    @contextlib.contextmanager
+    def frozen_embedding(self) -> Iterator[None]:
+        """Within it the embedding must not change: what follows from it alone is made once, not at each call.
+
+        Said by the caller, since nothing tells of a change: fused optimizers leave no mark on a tensor.
+        """
+        held, self._holds = self._holds, True
+        try:
+            yield
+        finally:
+            self._holds = held
+            if not held:
+                self._evidence = None
+
+    def _evidence_weights(self) -> Tensor:
+        if self._evidence is not None:
+            return self._evidence
+        weights = evidence_weights(self.embedding)
+        self._evidence = weights if self._holds else None
+        return weights
 
 
 def _batched(t: Tensor | float, y: Tensor) -> Tensor:

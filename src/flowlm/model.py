@@ -64,6 +64,8 @@ class FlowLM:
                 "another run"
             )
         self.denoiser, self.tokenizer, self.sampling_clock = denoiser, tokenizer, sampling_clock
+        self.source: Path | None = None
+        """The file its weights were read from, if any."""
 
     @property
     def embedding(self) -> nn.Parameter:
@@ -101,7 +103,9 @@ class FlowLM:
         tokenizer = Tokenizer.load(folder)
         sampling = read_sampling_clock(folder, denoiser.clock)
         place = resolve_device(device)
-        return cls(denoiser.to(place), tokenizer, None if sampling is None else sampling.to(place))
+        model = cls(denoiser.to(place), tokenizer, None if sampling is None else sampling.to(place))
+        model.source = folder / f"{name}.safetensors"
+        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json, model.safetensors and the tokenizer; each file atomically.
@@ -141,7 +145,7 @@ class FlowLM:
             1, SAMPLE_ELEMENTS // (self.length * max(self.embedding.shape[1], len(self.embedding) // 8))
         )
         for start in range(0, num, size):
-            with precision(device, compute):
+            with precision(device, compute), self.denoiser.frozen_embedding():
                 part: Sample = sample(
                     self.denoiser,
                     min(size, num - start),

@@ -75,10 +75,6 @@ class Posterior:
         """The posterior of some rows of the batch."""
         return Posterior(self.hidden[rows], self.head, self.embedding)
 
-    def detach(self) -> Posterior:
-        """The same values without gradient to the hidden states (heads are evaluated under no_grad)."""
-        return Posterior(self.hidden.detach(), self.head, self.embedding)
-
     def _slices(self) -> Iterator[slice]:
         n = self.hidden[..., 0].numel()
         size = max(1, CHUNK_ELEMENTS // self.embedding.shape[0])
@@ -109,13 +105,13 @@ class Posterior:
         """log p, float32 (B, L, V). The one method that makes a tensor of that size."""
         return self._chunked(lambda h, _: self._logits(h).log_softmax(-1))
 
-    def embed(self, temperature: float = 1.0) -> Tensor:
-        """The posterior mean of the state, softmax(logits / temperature)·E, float32 (B, L, d)."""
+    def embed(self, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The posterior mean of the state, softmax(logits / temperature)·E (B, L, d), computed in dtype."""
 
         def chunk(h: Tensor, _: slice) -> Tensor:
             probs = (self._logits(h) / temperature).softmax(-1)
             with torch.autocast(h.device.type, enabled=False):
-                return probs @ self.embedding.float()
+                return probs.to(dtype) @ self.embedding.to(dtype)
 
         return self._chunked(chunk)
 
@@ -141,10 +137,6 @@ class Posterior:
             return index.squeeze(-1).clamp_max(cdf.shape[-1] - 1)
 
         return self._chunked(chunk)
-
-    def confidence(self) -> Tensor:
-        """The largest probability at each position (B, L)."""
-        return self._chunked(lambda h, _: self._logits(h).softmax(-1).amax(-1))
 
     def cross_entropy(self, target: Tensor | Target) -> Tensor:
         """-Σ_k target_k log p_k at each position (B, L), float32; the target carries no gradient.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flowlm.evaluation.diversity import before_end, corpus_entropy, distinct_n, unigram_entropy, unique
+from flowlm.evaluation.diversity import corpus_entropy, distinct_n, unigram_entropy, unique
 
 LOG2 = math.log(2)
 
@@ -48,11 +48,6 @@ def test_distinct_n() -> None:
 def test_unique() -> None:
     assert unique([["a", "b"], ["a", "b"], ["b", "a"], []]) == 0.75
     assert unique([(1, 2), [1, 2]]) == 0.5
-
-
-def test_before_end() -> None:
-    assert before_end([[5, 6, 0, 7, 0], [1, 2], [0, 1]], 0) == [[5, 6], [1, 2], []]
-    assert before_end([("a", "[EOS]", "b")], "[EOS]") == [["a"]]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_micro_batches_give_the_same_weights_and_losses(objective: str, tmp_path
     other = tensors(parts / "model.safetensors")
     for name, value in tensors(whole / "model.safetensors").items():
         change = float((value - start[name]).abs().max()) if name in start else 1.0
-        assert torch.allclose(other[name], value, atol=0.02 * change + 1e-7), name
+        assert torch.allclose(other[name], value, atol=0.05 * change + 1e-7), name
 
 
 # ------------------------------------------------------------------------------------- seeds, precision, kernels

@@ -8,21 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Hashable, Sequence
 
-__all__ = ["before_end", "corpus_entropy", "distinct_n", "unigram_entropy", "unique"]
-
-Item = TypeVar("Item", bound=Hashable)
-
-
-def before_end(samples: Iterable[Sequence[Item]], end: Item) -> list[list[Item]]:
-    """Each sample up to, not including, its first `end`; all of it if it has none."""
-    cut: list[list[Item]] = []
-    for sample in samples:
-        items = list(sample)
-        cut.append(items[: items.index(end)] if end in items else items)
-    return cut
+__all__ = ["corpus_entropy", "distinct_n", "unigram_entropy", "unique"]
 
 
 def _check(samples: Sequence[Sequence[Hashable]]) -> None:

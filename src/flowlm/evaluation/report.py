@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowlm import files
 from flowlm.evaluation.metrics import ROW
-from flowlm.evaluation.samples import UNKNOWN
+from flowlm.evaluation.samples import DEFAULT_SAMPLER, UNKNOWN
 from flowlm.files import write_data
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def _cell(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         if key == "broken":
             return broken_text(value, most=3)
+        if key == "sampler":
+            value = {name: item for name, item in value.items() if item != DEFAULT_SAMPLER.get(name)}
         return ", ".join(f"{name} {_cell(name, item)}" for name, item in value.items()) or MISSING
     if isinstance(value, list | tuple):
         return ", ".join(_cell("", item) for item in value) or MISSING
@@ -172,9 +174,12 @@ def _layout(
         spare = {"seconds", "distinct_2"} if "valid" in shown else {"seconds"}
         shown = [key for key in shown if key not in spare]
     notes: list[str] = []
-    for key in [key for key in _CIRCUMSTANCES if key in shown]:
+    # Sampler options change what a row means: shown wherever one is not the default.
+    if any(_cell("sampler", row["sampler"]) != MISSING for row in rows if row.get("sampler")):
+        shown.insert(shown.index("nfe") + 1, "sampler")
+    for key in [key for key in ("sampler", *_CIRCUMSTANCES) if key in shown]:
         cells = list(dict.fromkeys(_cell(key, row[key]) for row in rows if _known(row, key)))
-        if narrow or (len(cells) == 1 and len(rows) > 1):
+        if (narrow and key != "sampler") or (len(cells) == 1 and len(rows) > 1):
             shown.remove(key)
             notes.append(f"{_title(key)} {', '.join(cells)}")
     return shown, " · ".join(notes)

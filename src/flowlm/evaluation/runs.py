@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowlm.config import read_toml
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
 from flowlm.evaluation.metrics import samples_row
 from flowlm.evaluation.report import markdown, write_json
-from flowlm.evaluation.samples import Header, Record, current_commit, read_samples, write_samples
+from flowlm.evaluation.samples import (
+    DEFAULT_SAMPLER,
+    Header,
+    Record,
+    current_commit,
+    read_samples,
+    write_samples,
+)
 from flowlm.files import write_data
 from flowlm.model import FlowLM
 
@@ -68,7 +77,7 @@ def write_run_samples(
     options = DEFAULT_SAMPLER | sampler
     header = Header(
         model="FMLM" if model.denoiser.config.two_times else "FLM",
-        recipe=run.name,
+        recipe=_recipe(run),
         nfe=steps,
         sampler=options,
         seed=seed,
@@ -76,9 +85,27 @@ def write_run_samples(
         commit=current_commit(),
         tokenizer=model.tokenizer.sha256,
         seconds=round(seconds, 3),
-        extra={"corpus": data.get("corpus", ""), "law": data.get("law_sha256")},
+        extra={
+            "corpus": data.get("corpus", ""),
+            "law": data.get("law_sha256"),
+            "weights": _weights(model.source),
+        },
     )
     write_samples(path, header, records)
+
+
+def _recipe(run: Path) -> str:
+    """The recipe that a run's config.toml names; its folder's name where it names none."""
+    path = run / "config.toml"
+    return str(read_toml(path).get("recipe") or run.name) if path.exists() else run.name
+
+
+def _weights(path: Path | None) -> str | None:
+    """File and sha256 of the weights that wrote the samples: a run goes on training, its folder says nothing."""
+    if path is None or not path.exists():
+        return None
+    with path.open("rb") as f:
+        return f"{path.name} {hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
 def score_file(path: Path, *, grammar: Grammar | None = None) -> dict[str, Any]:
@@ -93,9 +120,6 @@ def score_file(path: Path, *, grammar: Grammar | None = None) -> dict[str, Any]:
                 "score it with the version of flowlm that wrote it"
             )
     return samples_row(header, records, grammar)
-
-
-DEFAULT_SAMPLER = {"gamma": 0.0, "prior_scale": 1.0, "temperature": 1.0, "last": "argmax"}
 
 
 def _sample_path(run: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:

@@ -21,10 +21,12 @@ from typing import Any
 
 from flowlm.files import write_data
 
-__all__ = ["FORMAT", "Header", "Record", "current_commit", "read_samples", "write_samples"]
+__all__ = ["DEFAULT_SAMPLER", "FORMAT", "Header", "Record", "current_commit", "read_samples", "write_samples"]
 
 FORMAT = "flowlm-samples/1"
 UNKNOWN = "unknown"
+#: The sampler of a plain flow or flow map: what a header's `sampler` says where nothing else was asked for.
+DEFAULT_SAMPLER = {"gamma": 0.0, "prior_scale": 1.0, "temperature": 1.0, "last": "argmax"}
 
 
 @dataclass(frozen=True, kw_only=True)

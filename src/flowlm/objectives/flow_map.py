@@ -137,8 +137,12 @@ class FlowMapObjective:
         self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
 
     def prepare(self, model: Denoiser) -> None:
-        if self.teacher is None or self.config.freeze_embedding:
+        if self.teacher is None:
             self._noise = model.noise_law()
+        elif self.config.freeze_embedding:
+            # One frozen embedding for teacher, student and average: its noise law is made once.
+            if self._noise is None or model.embedding.requires_grad:
+                self._noise = model.noise_law()
         else:
             self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
 

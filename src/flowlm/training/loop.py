@@ -169,10 +169,10 @@ class Trainer:
             if teacher is not None:
                 teacher = teacher.to(self.device)
             self.objective = FlowMapObjective(config.flow_map, self.clock, teacher, self.ema.model)
+        self._networks = [n for n in (self.model, self.ema.model, teacher) if n is not None]
         if config.train.compile:
-            for network in (self.model, self.ema.model, teacher):
-                if network is not None:
-                    network.backbone.compile()
+            for network in self._networks:
+                network.backbone.compile()
         self.step = 0
         self.best: tuple[float, int] | None = None
         self._held_out = math.nan
@@ -347,7 +347,10 @@ class Trainer:
         rows = [(seed, stream, step, first + i) for i in range(len(tokens))]
         xi = rng.normal_rows(rows, (tokens.shape[1], self.objective.noise_width), self.device)
         torch.manual_seed(rng.key(seed, "dropout", step, first))
-        with precision(self.device, self.dtype):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(precision(self.device, self.dtype))
+            for network in self._networks:
+                stack.enter_context(network.frozen_embedding())
             return self.objective.losses(model, tokens.to(self.device), xi, draws)
 
     # -- looking at it -------------------------------------------------------------------------------------
