@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import toy
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.path import DenseNoise, LowRankNoise, corrupt, evidence_weights
 from test_backbone import PLAIN, unzero
@@ -22,6 +23,8 @@ CHOICES: list[dict[str, Any]] = [
     {"tied_head": True},
     {"input_scaling": True},
     {"local_posterior": False},
+    {"head_start": 0.0},
+    {"head_start": 0.5},
     {"tied_head": True, "input_scaling": True, "logit_softcap": 3.0},
     {"backbone": dataclasses.replace(BACKBONE, norm="rms", qk_norm=True, attention_softcap=5.0)},
     {"backbone": dataclasses.replace(BACKBONE, position="learned", activation="relu2", time_scale=10.0)},
@@ -131,15 +134,56 @@ def test_a_new_denoiser_is_uniform(two_times: bool) -> None:
     torch.testing.assert_close(out, torch.full_like(out, -torch.tensor(float(V)).log()))
 
 
-def test_a_student_starts_as_its_teacher() -> None:
-    """The second time's last layer is zero: with one-time weights every δ_{s,t} is D_s."""
-    teacher = make(False)
-    student = Denoiser(DenoiserConfig(vocab_size=V, length=L, two_times=True, backbone=BACKBONE))
+def as_student(teacher: Denoiser, head_start: float) -> Denoiser:
+    config = dataclasses.replace(teacher.config, two_times=True, head_start=head_start)
+    student = Denoiser(config)
     missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
     assert not unexpected
-    assert {name.split(".")[0] for name in missing} == {"end_embedding"}
-    y = state()
+    assert {name.split(".")[0] for name in missing} == (
+        {"end_embedding", "mean"} if head_start else {"end_embedding"}
+    )
+    return student
+
+
+def test_a_student_starts_as_its_teacher() -> None:
+    """The second time's last layer is zero: with one-time weights and no head start every δ_{s,t} is D_s."""
+    teacher, y = make(False), state()
+    student = as_student(teacher, 0.0)
     torch.testing.assert_close(student(y, 0.3, 0.9).log_probs(), teacher(y, 0.3).log_probs())
+
+
+@pytest.mark.parametrize("times", ["scalars", "rows", "tokens"])
+def test_the_head_start_is_a_step_towards_the_mean(times: str) -> None:
+    """With one-time weights δ_{s,t}(y) = D_u(((1-u) y + (u-s) mean)/(1-s)), u a share of the way in clock time."""
+    teacher, y = make(False), state()
+    student = as_student(teacher, 0.25)
+    tokens = torch.randint(0, V, (5000, L), generator=torch.Generator().manual_seed(4))
+    student.set_mean(tokens)
+    mean = teacher.embedding[tokens].mean(0)
+    torch.testing.assert_close(student.mean.data, mean, atol=1e-5, rtol=1e-4)
+    s, t = {
+        "scalars": (torch.tensor(0.1), torch.tensor(1.0)),
+        "rows": (torch.tensor([0.0, 0.3, 0.6]), torch.tensor([1.0, 0.9, 0.6])),
+        "tokens": (torch.linspace(0, 0.5, B * L).view(B, L), torch.linspace(0.5, 1, B * L).view(B, L)),
+    }[times]
+    tau_s, tau_t = (teacher.clock.tau(x.double()) for x in (s, t))
+    u = teacher.clock.time(0.75 * tau_s + 0.25 * tau_t)
+    shape = {"scalars": (1, 1, 1), "rows": (B, 1, 1), "tokens": (B, L, 1)}[times]
+    a, b = ((x.float()).view(shape) for x in (s, u))
+    expected = teacher(((1 - b) * y + (b - a) * mean) / (1 - a), u.float())
+    torch.testing.assert_close(student(y, s, t).log_probs(), expected.log_probs(), atol=2e-4, rtol=2e-4)
+
+
+def test_from_noise_the_head_start_is_the_exact_first_step_of_the_flow() -> None:
+    """D_0 is the law of each position's token: Euler's first step goes towards its mean from wherever it starts."""
+    law, tokens = toy.LANGUAGE, toy.LANGUAGE.sample(200_000, torch.Generator().manual_seed(0))
+    net = Denoiser(DenoiserConfig(vocab_size=toy.VOCAB, length=toy.LENGTH, two_times=True, head_start=0.25))
+    net.set_mean(tokens)
+    z = torch.randn(3, toy.LENGTH, toy.VOCAB, dtype=torch.float64)
+    exact = law.denoise(z, 0.0)
+    torch.testing.assert_close(
+        (exact.float() @ net.embedding.detach()), net.mean.detach().expand(3, -1, -1), atol=5e-3, rtol=0
+    )
 
 
 def test_input_scaling_gives_unit_variance() -> None:
@@ -209,6 +253,14 @@ def test_a_new_local_posterior_is_bayes() -> None:
 def test_an_embedding_needs_a_scale() -> None:
     with pytest.raises(ValueError, match=r"model\.embedding_scale must be positive, got 0"):
         make(False, embedding_scale=0.0)
+
+
+def test_a_head_start_is_a_share_of_the_way() -> None:
+    for share in (-0.1, 1.0):
+        with pytest.raises(
+            ValueError, match=rf"model\.head_start is a share of the way in \[0, 1\), got {share}"
+        ):
+            make(True, head_start=share)
 
 
 def test_tied_head_shares_the_embedding() -> None:

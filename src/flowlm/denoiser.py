@@ -18,12 +18,14 @@ from torch import Tensor, nn
 
 from flowlm.backbone import Backbone, BackboneConfig, TimeEmbedding
 from flowlm.clock import make_clock
+from flowlm.device import wide
 from flowlm.path import (
     DenseNoise,
     LowRankNoise,
     evidence_features,
     evidence_weights,
     noise_law,
+    step,
     times_like,
 )
 from flowlm.posterior import Head, Posterior
@@ -53,6 +55,9 @@ class DenoiserConfig:
     """Entries of the embedding start uniform in ±scale/√d (published: 1)."""
     local_posterior: bool = True
     """Show the network, beside y, the embedded posterior of each token given its own noisy state alone."""
+    head_start: float = 0.0625
+    """Share of the clock time from s to t that a flow map's state goes towards the data's mean before the network
+    sees it (published: 0). From noise that is the flow's own first step, D_0 being the marginals: it costs no call."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
 
@@ -71,6 +76,8 @@ class Denoiser(nn.Module):
             )
         if config.length < 1:
             raise ValueError(f"model.length must be at least 1, got {config.length}")
+        if not 0 <= config.head_start < 1:
+            raise ValueError(f"model.head_start is a share of the way in [0, 1), got {config.head_start}")
         self.config = config
         width = config.backbone.width
         if config.embedding_scale <= 0:
@@ -83,6 +90,8 @@ class Denoiser(nn.Module):
             self.end_embedding = TimeEmbedding(
                 config.backbone.conditioning, config.backbone.time_scale, zero=True
             )
+            if config.head_start:
+                self.mean = nn.Parameter(torch.zeros(config.length, width))
         self.head = Head(
             width, config.vocab_size, config.logit_softcap, self.embedding if config.tied_head else None
         )
@@ -114,6 +123,8 @@ class Denoiser(nn.Module):
             raise ValueError(
                 "this denoiser was built with one time (FLM): it has no δ_{s,t}; distil it first"
             )
+        if t is not None and self.config.head_start:
+            y, s = self._head_start(y, s, t)
         # Times in float32: rounded to bfloat16, τ = .800 and .804 would be one time.
         with torch.autocast(y.device.type, enabled=False):
             cond = self.time_embedding(self.clock.tau(_batched(s, y)))
@@ -135,6 +146,22 @@ class Denoiser(nn.Module):
         # The final norm may come out in float32; the head, the widest product of all, runs in the compute dtype.
         return Posterior(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
 
+    def _head_start(self, y: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """The state at u, a share of the way from s to t, had it gone there towards the mean alone; and u.
+
+        D_0 does not depend on y: it is the law of each position's token, whose mean is `mean`. From s = 0 this is
+        Euler's first step exactly; elsewhere an affine change of y, small since u is near s. A network that was
+        trained on states on their way, not on noise alone, starts there from what it knows.
+        """
+        with torch.autocast(y.device.type, enabled=False):
+            # In float64, so that s < u where the clock is nearly flat.
+            given = _batched(s, y)
+            start, end = (x.to(wide(y.device)) for x in (given, _batched(t, y)))
+            tau = self.clock.tau(start)
+            u = self.clock.time(tau + self.config.head_start * (self.clock.tau(end) - tau))
+            u = torch.where(end > start, torch.minimum(torch.maximum(u, start), end), start)
+            return step(y, self.mean[: y.shape[1]].to(y.dtype), start, u), u.to(given.dtype)
+
     def _local_posterior(self, y: Tensor, s: Tensor | float, cond: Tensor) -> Tensor:
         """softmax(log p(y_l | token) + bias)·E' at each position (B, L, d), E' an embedding of its own.
 
@@ -154,6 +181,14 @@ class Denoiser(nn.Module):
         with torch.autocast(device, enabled=False):
             features = evidence_features(y.detach(), _batched(s, y), self.local_gain(cond)).to(dtype)
         return Posterior(features, head, self.local_embedding).embed(dtype=dtype)
+
+    @torch.no_grad()
+    def set_mean(self, tokens: Tensor) -> None:
+        """Let the head start go towards the mean of these passages, (N, L) token ids."""
+        total = torch.zeros_like(self.mean)
+        for part in tokens.split(4096):
+            total += F.embedding(part.to(total.device), self.embedding).sum(0)
+        self.mean.copy_(total / len(tokens))
 
     @contextlib.contextmanager
     def frozen_embedding(self) -> Iterator[None]:

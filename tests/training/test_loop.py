@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -301,8 +302,14 @@ def test_distillation_starts_from_its_teacher_and_keeps_the_embedding(tmp_path: 
     assert torch.equal(student["embedding"], teacher["embedding"])
     assert not torch.equal(student["head.weight"], teacher["head.weight"])
     assert {name for name in student if name not in teacher} == {
-        f"end_embedding.mlp.{i}.{what}" for i in (0, 2) for what in ("weight", "bias")
+        "mean",
+        *(f"end_embedding.mlp.{i}.{what}" for i in (0, 2) for what in ("weight", "bias")),
     }
+    beginner = begin(tmp_path / "beginner", map_settings(flm()))
+    rows = torch.from_numpy(beginner.corpus.train.astype(np.int64))
+    torch.testing.assert_close(
+        beginner.model.mean.data, teacher["embedding"][rows].mean(0), atol=1e-5, rtol=1e-5
+    )
     free = trained(
         tmp_path / "free", map_settings(flm(), {"train.steps": 3, "flow_map.freeze_embedding": False})
     )

@@ -27,7 +27,4 @@ class Ema:
         if source.keys() != mine.keys():
             raise ValueError(f"averaged weights and model differ in {sorted(source.keys() ^ mine.keys())}")
         decay = min(self.decay, (1 + n) / (10 + n))
-        moving = [name for name, parameter in source.items() if parameter.requires_grad]
-        torch._foreach_lerp_(
-            [mine[name] for name in moving], [source[name].data for name in moving], 1 - decay
-        )
+        torch._foreach_lerp_(list(mine.values()), [source[name].data for name in mine], 1 - decay)

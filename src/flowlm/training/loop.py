@@ -20,7 +20,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlm import files, rng
@@ -41,6 +43,8 @@ from flowlm.training.progress import Progress
 TAU_BINS = 8
 #: Passages of the held-out loss: fixed rows, fixed noise, so that two evaluations differ by the weights alone.
 HELD_OUT_ROWS = 512
+#: Passages, spread over the training data, whose mean a flow map's head start goes towards.
+MEAN_ROWS = 8192
 
 
 class TrainingError(RuntimeError):
@@ -59,6 +63,12 @@ class TrainResult:
     """Held-out loss of the exported weights, nats per token."""
     seconds: float
     """Of this process, training alone."""
+
+
+def _spread(tokens: NDArray[Any], num: int) -> Tensor:
+    """At most num rows of tokens (N, L), evenly spaced."""
+    rows = tokens[:: -(-len(tokens) // num)]
+    return torch.from_numpy(rows.astype(np.int64))
 
 
 def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
@@ -143,11 +153,14 @@ class Trainer:
         self.model = Denoiser(config.model)
         start = config.init or config.teacher
         if start:
-            extra = ("end_embedding.",) if config.model.two_times else ()
+            extra = ("end_embedding.", "mean") if config.model.two_times else ()
             name = "ema" if (Path(start) / "ema.safetensors").exists() else "model"
             load_weights(self.model, Path(start) / f"{name}.safetensors", allow_missing=extra)
         elif teacher is not None:
             self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
+        knows_mean = config.init and read_model_config(Path(config.init)).two_times
+        if config.model.two_times and config.model.head_start and not knows_mean:
+            self.model.set_mean(_spread(self.corpus.train, MEAN_ROWS))
         # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
         self.clock: Clock = copy.deepcopy(self.model.clock)
         if config.clock.kind == "adaptive":
