@@ -47,7 +47,7 @@ for i in range(STEPS):
     adam.param_groups[0]["lr"] = RATE * min((i + 1) / 20, 1 - i / STEPS)
     tokens, xi = DATA[torch.randint(4, (BATCH,))], torch.randn(BATCH, L, objective.noise_width)
     draws = {name: value[i * BATCH : (i + 1) * BATCH] for name, value in times.items()}
-    objective.losses(student, tokens, xi, draws)["loss"].mean().backward()
+    objective.losses(student, tokens, xi, draws).mean().backward()
     adam.step()
     adam.zero_grad()
 

@@ -1,39 +1,79 @@
-"""Writes the measured part of the README from results/demo/report.json: python results/measured.py."""
+"""Writes the measured part of the README from results/: python results/measured.py."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from flowlm.evaluation.report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
-COLUMNS = (
-    "model",
-    "nfe",
-    "num",
-    "valid",
-    "parsed",
-    "nll_per_token",
-    "entropy",
-    "unique",
-    "slot_tv",
-    "pair_tv",
-)
+#: What a table shows of a row.
+COLUMNS = ("model", "nfe", "num", "valid", "parsed", "entropy", "unique", "slot_tv", "pair_tv")
+
+Report = dict[str, Any]
 
 
-def measured(report: dict) -> str:
-    """The section's text: circumstances in a sentence, then the table."""
-    steps = report["steps"]
+def mean_rows(reports: list[Report]) -> list[dict[str, Any]]:
+    """Row by row the mean over the reports of several seeds; beside it every seed's share of valid stories."""
+    rows = []
+    for same in zip(*(report["rows"] for report in reports), strict=True):
+        assert len({(row["model"], row["nfe"], row["num"]) for row in same}) == 1
+        row = {key: same[0][key] for key in ("model", "nfe", "num")}
+        for key in COLUMNS[3:]:
+            known = [r[key] for r in same if r[key] is not None]
+            row[key] = sum(known) / len(known) if known else None
+        row["each seed"] = " / ".join(f"{100 * r['valid']:.1f}" for r in same)
+        rows.append(row)
+    return rows
+
+
+def demo(reports: list[Report]) -> str:
+    """Circumstances of the demos in a few sentences, then their table."""
+    first = reports[0]
+
+    def spread(values: list[Any], unit: str = "") -> str:
+        return (
+            f"{min(values):,}{unit}"
+            if min(values) == max(values)
+            else f"{min(values):,}–{max(values):,}{unit}"
+        )
+
+    seeds = ", ".join(str(report["seed"]) for report in reports)
+    flm, fmlm = (spread([report["steps"][stage] for report in reports]) for stage in ("flm", "fmlm"))
+    minutes = spread([report["minutes"] for report in reports], " minutes")
     head = (
-        f"`make demo` on {report['machine']}, torch {report['torch']}, seed {report['seed']}, commit "
-        f"`{report['commit']}`: {steps['flm']} steps of the FLM, {steps['fmlm']} of the FMLM, {report['minutes']} "
-        f"minutes in all. Law `{report['law']['hash'][:8]}`, {report['law']['entropy']:.2f} nats a story. Parsed: the "
-        "skeleton of a story is there, right or wrong. TV: mean total variation of the slots of parsed stories, and of "
-        "pairs of slots, from the law; the law's own row is what as many exact samples leave to chance."
+        f"`make demo` on {first['machine']}, torch {first['torch']}, seeds {seeds}, commit `{first['commit']}`: {flm} "
+        f"steps of the FLM, {fmlm} of the FMLM, {minutes} in all. Means over the seeds, and the share of valid "
+        f"stories (%) for each. Law `{first['law']['hash'][:8]}`, {first['law']['entropy']:.2f} nats a story. Parsed: "
+        "the skeleton of a story is there, right or wrong. TV: mean total variation of the slots of parsed stories, "
+        "and of pairs of slots, from the law; the law's own row is what as many exact samples leave to chance."
     )
-    return f"{head}\n\n{markdown(report['rows'], columns=COLUMNS)}"
+    return f"{head}\n\n{markdown(mean_rows(reports), columns=[*COLUMNS[:4], 'each seed', *COLUMNS[4:]])}"
+
+
+def longer(flm: Report, fmlm: Report) -> str:
+    """The same recipes with more time."""
+    rows = flm["rows"][:-1] + fmlm["rows"]
+    head = (
+        f"With more time ({flm['held_out'][-1][0]:,} steps of the FLM, {fmlm['held_out'][-1][0]:,} of the FMLM: about "
+        f"an hour), seed {fmlm['seed']}, {rows[0]['dtype']}, commit `{fmlm['commit']}`:"
+    )
+    return f"{head}\n\n{markdown(rows, columns=COLUMNS)}"
+
+
+def measured() -> str:
+    """The section's text, from the reports in results/."""
+
+    def read(path: str) -> Report:
+        report: Report = json.loads((ROOT / "results" / path).read_text(encoding="utf-8"))
+        return report
+
+    names = sorted(path.name for path in (ROOT / "results" / "demo").glob("seed-*.json"))
+    reports = [read(f"demo/{name}") for name in names]
+    return demo(reports) + "\n\n" + longer(read("longer/flm/report.json"), read("longer/fmlm/report.json"))
 
 
 def insert(readme: str, text: str) -> str:
@@ -44,5 +84,4 @@ def insert(readme: str, text: str) -> str:
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    report = json.loads((ROOT / "results" / "demo" / "report.json").read_text(encoding="utf-8"))
-    path.write_text(insert(path.read_text(encoding="utf-8"), measured(report)), encoding="utf-8")
+    path.write_text(insert(path.read_text(encoding="utf-8"), measured()), encoding="utf-8")

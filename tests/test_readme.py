@@ -187,13 +187,25 @@ def test_extras_and_versions_that_are_named_exist() -> None:
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_measured_figures_are_the_reports() -> None:
+def _measured() -> Any:
     spec = importlib.util.spec_from_file_location("measured", ROOT / "results" / "measured.py")
     assert spec is not None
     assert spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    report = json.loads((ROOT / "results" / "demo" / "report.json").read_text(encoding="utf-8"))
-    text = script.measured(report)
-    assert str(report["rows"][0]["num"]) in text
-    assert script.insert(README, text) == README, "run python results/measured.py"
+    return script
+
+
+def test_measured_figures_are_the_reports() -> None:
+    script = _measured()
+    assert script.insert(README, script.measured()) == README, "run python results/measured.py"
+
+
+def test_means_over_seeds() -> None:
+    script = _measured()
+    row = {"model": "FMLM", "nfe": 1, "num": 10, "entropy": 3.5, "unique": 1.0, "parsed": 0.5}
+    one = {"rows": [row | {"valid": 0.1, "slot_tv": None, "pair_tv": 0.2}]}
+    two = {"rows": [row | {"valid": 0.4, "slot_tv": 0.3, "pair_tv": 0.4}]}
+    (mean,) = script.mean_rows([one, two])
+    assert mean["valid"] == pytest.approx(0.25)
+    assert (mean["slot_tv"], mean["pair_tv"], mean["each seed"]) == (0.3, pytest.approx(0.3), "10.0 / 40.0")

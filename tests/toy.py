@@ -175,7 +175,7 @@ def train(
         if i % pool == 0:
             pooled = {name: value.split(batch) for name, value in objective.draw(pool * batch, gen).items()}
         draws = {name: value[i % pool] for name, value in pooled.items()}
-        objective.losses(model, tokens, xi, draws)["loss"].mean().backward()
+        objective.losses(model, tokens, xi, draws).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         if averaged is not None:

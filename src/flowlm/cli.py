@@ -52,7 +52,9 @@ class SamplerOptions:
     @property
     def sampler(self) -> dict[str, Any]:
         """What the sample file's header says of the sampler."""
-        return {name: getattr(self, name) for name in ("gamma", "prior_scale", "temperature", "last")}
+        from flowlm.evaluation.samples import DEFAULT_SAMPLER
+
+        return {name: getattr(self, name) for name in DEFAULT_SAMPLER}
 
 
 @dataclasses.dataclass(frozen=True)

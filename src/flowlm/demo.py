@@ -33,7 +33,7 @@ from flowlm.evaluation.samples import current_commit, read_samples
 from flowlm.training.loop import Trainer
 
 #: Share of the training time that goes to the FLM; the rest distils it.
-FLOW_SHARE = 0.4
+FLOW_SHARE = 0.6
 #: Network calls at which each model is measured.
 FLOW_STEPS, MAP_STEPS = (1, 4, 16, 64), (1, 2, 4, 8)
 

@@ -207,7 +207,7 @@ class Case:
 
     def losses(self, rows: slice = slice(None)) -> Tensor:
         draws = {name: value[rows] for name, value in self.draws.items()}
-        return self.objective.losses(self.student, self.tokens[rows], self.xi[rows], draws)["loss"]
+        return self.objective.losses(self.student, self.tokens[rows], self.xi[rows], draws)
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
         self.student.zero_grad()

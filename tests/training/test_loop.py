@@ -18,9 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowlm import rng
 from flowlm.clock import AdaptiveClock
+from flowlm.denoiser import DenoiserConfig
 from flowlm.model import FlowLM
 from flowlm.training import loop
+from flowlm.training.checkpoint import Metrics
 from flowlm.training.loop import TAU_BINS, Trainer, TrainingError, open_run
 from helpers import begin, content, flm, fmlm, map_settings, metrics, settings, silent, tensors, trained
 
@@ -73,8 +76,9 @@ def test_micro_batches_give_the_same_weights_and_losses(objective: str, tmp_path
     start = tensors(Path(init) / "ema.safetensors")
     other = tensors(parts / "model.safetensors")
     for name, value in tensors(whole / "model.safetensors").items():
-        change = float((value - start[name]).abs().max()) if name in start else 1.0
-        assert torch.allclose(other[name], value, atol=0.05 * change + 1e-7), name
+        change = (value - start[name]).norm() if name in start else value.norm()
+        # Adam divides by the gradient's own size: where it is almost zero, rounding decides its sign.
+        assert (other[name] - value).norm() <= 0.01 * change + 1e-7, name
 
 
 # ------------------------------------------------------------------------------------- seeds, precision, kernels
@@ -151,24 +155,43 @@ def test_compile_gives_the_same_losses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("micro_batch", [0, 3])
 def test_held_out_loss_of_an_ignorant_model_is_log_v_in_every_bin(micro_batch: int, tmp_path: Path) -> None:
     trainer = Trainer(settings({"train.micro_batch": micro_batch}), tmp_path, say=silent)
-    loss, by_tau = trainer.held_out()  # the head starts at zero: every posterior is uniform
+    held_out = trainer.held_out()  # the head starts at zero: every posterior is uniform
+    by_tau = held_out.by_tau
     uniform = math.log(trainer.config.model.vocab_size)
-    assert loss == pytest.approx(uniform, rel=1e-6)
+    assert held_out.loss == pytest.approx(uniform, rel=1e-6)
+    assert held_out.by_kind == {}
     assert len(by_tau) == TAU_BINS
     assert [x for x in by_tau if x is not None] == pytest.approx([uniform] * len([x for x in by_tau if x]))
-    assert trainer.held_out() == (loss, by_tau)  # the same rows and noise each time
+    assert trainer.held_out() == held_out  # the same rows and noise each time
+
+
+def test_held_out_loss_by_kind_of_row(tmp_path: Path) -> None:
+    """On the diagonal the loss is the teacher's own; the longest jump is the hardest."""
+    trainer = Trainer(map_settings(flm(), {"flow_map.boundary": 0.5}), tmp_path, say=silent)
+    held_out = trainer.held_out()
+    assert held_out.by_kind.keys() == {"diagonal", "boundary", "interior"}
+    counts = torch.bincount(
+        trainer.objective.draw(10, rng.generator(trainer.config.train.seed, "held-out"))["kind"], minlength=3
+    )
+    mean = sum(float(n) * value for n, value in zip(counts, held_out.by_kind.values())) / 10
+    assert held_out.loss == pytest.approx(mean, rel=1e-5)
+    trainer.start()
+    trainer._evaluate(Metrics(tmp_path / "metrics.jsonl"), silent)
+    (line,) = metrics(tmp_path)
+    for kind, value in held_out.by_kind.items():
+        assert line[f"held_out_{kind}"] == value
 
 
 def test_held_out_loss_falls_along_the_clock(tmp_path: Path) -> None:
     trainer = Trainer(settings({"init": str(flm())}), tmp_path, say=silent)
-    loss, by_tau = trainer.held_out()
-    first, last = by_tau[0], by_tau[-1]
+    held_out = trainer.held_out()
+    loss, first, last = held_out.loss, held_out.by_tau[0], held_out.by_tau[-1]
     assert first is not None
     assert last is not None
     assert last < loss < first  # near the data there is less to guess
     rows = trainer.corpus.held_out
     assert len(rows) == 10  # a bin's mean is over the rows that fall into it
-    assert loss == pytest.approx(sum(x for x in by_tau if x is not None) / TAU_BINS, rel=0.1)
+    assert loss == pytest.approx(sum(x for x in held_out.by_tau if x is not None) / TAU_BINS, rel=0.1)
 
 
 def test_metrics_and_samples(tmp_path: Path) -> None:
@@ -277,14 +300,26 @@ def test_a_held_out_loss_that_is_not_finite_is_never_the_best(
 def test_init_continues_from_any_runs_averaged_weights(
     source: Callable[[], Path], objective: str, tmp_path: Path
 ) -> None:
-    config = settings({"init": str(source()), "objective": objective, "model.backbone.width": 64})
+    config = settings({"init": str(source()), "objective": objective})
     trainer = Trainer(config, tmp_path, say=silent)
-    assert trainer.config.model.backbone.width == 32  # the source's, whatever the recipe says
+    assert trainer.config.model.backbone.width == 32
     assert trainer.config.model.two_times == (objective == "flow-map" or source is fmlm)
     found = trainer.model.state_dict()
     for name, value in tensors(source() / "ema.safetensors").items():
         assert torch.equal(found[name], value), name
     trainer.optimize()  # and it trains
+
+
+def test_init_refuses_another_model_and_takes_none_for_its_own(tmp_path: Path) -> None:
+    config = settings({"init": str(flm()), "model.backbone.width": 64, "model.tied_head": True})
+    message = (
+        r"--init .* brings its own model.*model\.tied_head = True \(the run has False\), "
+        r"model\.backbone\.width = 64 \(the run has 32\); leave"
+    )
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, tmp_path, say=silent)
+    silent_about_it = dataclasses.replace(config, model=DenoiserConfig())
+    assert Trainer(silent_about_it, tmp_path, say=silent).config.model.backbone.width == 32
 
 
 def test_a_resume_does_not_need_the_run_that_it_started_from(tmp_path: Path) -> None:
@@ -451,7 +486,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(bad: float, objective: str, tmp
 
     def broken(*args: Any) -> dict[str, Tensor]:
         out = losses(*args)
-        return {"loss": out["loss"] * bad} if trainer.step == 5 else out
+        return out * bad if trainer.step == 5 else out
 
     trainer.objective.losses = broken  # type: ignore[method-assign]
     with pytest.raises(TrainingError) as caught:

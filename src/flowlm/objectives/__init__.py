@@ -29,10 +29,8 @@ class Objective(Protocol):
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Per-row draws of a global batch of num rows: tensors (num,), on the CPU."""
 
-    def losses(
-        self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Per-token tensors (B, L): "loss" is minimised, the rest is logged.
+    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Per-token losses (B, L).
 
         Args:
             tokens: (B, L).

@@ -36,10 +36,8 @@ class FlowObjective:
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"t": self.clock.time(stratified(num, generator)).float()}
 
-    def losses(
-        self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         assert self._noise is not None
         t = draws["t"].to(tokens.device)
         y = corrupt(tokens, t, model.embedding, self._noise(xi))
-        return {"loss": model(y, t).cross_entropy(tokens)}
+        return model(y, t).cross_entropy(tokens)

@@ -34,7 +34,9 @@ from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 #: A denoiser as the targets see it: (y, s, t) -> posterior.
 Network = Callable[[Tensor, Tensor, Tensor], Posterior]
 
-DIAGONAL, BOUNDARY, INTERIOR = 0, 1, 2
+#: Kinds of rows, by their number in the draws' "kind".
+KINDS = ("diagonal", "boundary", "interior")
+DIAGONAL, BOUNDARY, INTERIOR = range(3)
 
 
 def semigroup_weight(s: Tensor, u: Tensor, t: Tensor) -> Tensor:
@@ -88,7 +90,8 @@ class FlowMapConfig:
     target: str = "student"
     """Network of the semigroup target: "student" (as it is) or "averaged" (its EMA)."""
     freeze_embedding: bool = True
-    """Keep the teacher's embedding; otherwise it is trained and the two read one x through two embeddings."""
+    """Keep the teacher's embedding (and a head tied to it); otherwise it is trained, and the two read one x through
+    two embeddings."""
 
     def __post_init__(self) -> None:
         for name in ("diagonal", "boundary"):
@@ -175,9 +178,7 @@ class FlowMapObjective:
         s, u, t = (self.clock.time(tau[order]) for tau in (tau_s, (tau_s + tau_t) / 2, tau_t))
         return {"kind": kind[order], "s": s, "u": u, "t": t}
 
-    def losses(
-        self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         assert self._noise is not None
         cfg, device = self.config, tokens.device
         # Kinds are sorted on the CPU, so that the split costs no synchronisation.
@@ -219,7 +220,7 @@ class FlowMapObjective:
                 targets.append(((len(tokens) - first) * length, target))
         loss = posterior.cross_entropy(Stacked(targets))
         back = torch.argsort(at)
-        return {"loss": loss[back]}
+        return loss[back]
 
     def _diagonal_target(self, model: Denoiser, tokens: Tensor, y0: Tensor, t: Tensor) -> Target:
         if self.teacher is None:

@@ -35,6 +35,7 @@ from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.model import FlowLM, load_weights, read_model_config
 from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
+from flowlm.objectives.flow_map import KINDS
 from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
@@ -65,6 +66,18 @@ class TrainResult:
     """Of this process, training alone."""
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """A held-out loss, nats per token."""
+
+    loss: float
+    """Mean over rows and times."""
+    by_tau: list[float | None]
+    """By bins of the conditioning clock's τ at s; None where no row fell."""
+    by_kind: dict[str, float]
+    """Of a flow map, by kind of row: diagonal, boundary, interior. Its targets move with the student."""
+
+
 def _spread(tokens: NDArray[Any], num: int) -> Tensor:
     """At most num rows of tokens (N, L), evenly spaced."""
     rows = tokens[:: -(-len(tokens) // num)]
@@ -85,6 +98,11 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
         model = student
     elif config.init:
         source = read_model_config(Path(config.init))
+        if model != DenoiserConfig() and (differences := _differences(model, source)):
+            raise ValueError(
+                f"--init {config.init} brings its own model, but the recipe or the options ask for another: "
+                f"{', '.join(differences)}; leave them out, or train a new model without --init"
+            )
         model = dataclasses.replace(source, two_times=source.two_times or config.objective == "flow-map")
     elif tokenizer is not None:
         if model.vocab_size not in (0, tokenizer.vocab_size):
@@ -101,6 +119,26 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
             two_times=model.two_times or config.objective == "flow-map",
         )
     return dataclasses.replace(config, model=model)
+
+
+def _differences(model: DenoiserConfig, source: DenoiserConfig) -> list[str]:
+    """Choices of a model in which it differs from another, but for what data and objective fill in."""
+    model = dataclasses.replace(
+        model,
+        vocab_size=source.vocab_size,
+        vocabulary=source.vocabulary,
+        two_times=source.two_times,
+        backbone=dataclasses.replace(model.backbone, max_length=source.backbone.max_length),
+    )
+    return [
+        f"{prefix}.{name} = {getattr(mine, name)!r} (the run has {getattr(other, name)!r})"
+        for prefix, mine, other in (
+            ("model", model, source),
+            ("model.backbone", model.backbone, source.backbone),
+        )
+        for name in (field.name for field in dataclasses.fields(mine))
+        if name != "backbone" and getattr(mine, name) != getattr(other, name)
+    ]
 
 
 class Trainer:
@@ -143,10 +181,7 @@ class Trainer:
                 f"{self.corpus.tokenizer.vocab_size}: give the data the same tokenizer, or train a model on this data"
             )
         if config.init:
-            say(
-                f"the model is that of {config.init}: width {config.model.backbone.width}, "
-                f"depth {config.model.backbone.depth}, two times: {config.model.two_times}"
-            )
+            say(f"model and weights are those of {config.init}")
         self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
 
         torch.manual_seed(rng.key(config.train.seed, "init"))
@@ -339,13 +374,13 @@ class Trainer:
             losses = self._losses(
                 self.model, self.loader.batch(step, start, stop), "noise", step, start, part
             )
-            loss = losses["loss"].sum() / count
+            loss = losses.sum() / count
             # The noise law's graph (its Gram) is shared by the micro-batches.
             loss.backward(retain_graph=stop < cfg.batch)
             total += loss.detach()
             if isinstance(self.clock, AdaptiveClock) and "t" in part:
                 on = part["s"] == part["t"] if "s" in part else torch.ones(stop - start, dtype=torch.bool)
-                per_row = losses["loss"].detach().mean(-1)
+                per_row = losses.detach().mean(-1)
                 self.clock.observe(part["t"][on], per_row.cpu()[on])
         norm = self.optimizer.step(step)
         self.ema.update(self.model, step + 1)
@@ -355,7 +390,7 @@ class Trainer:
 
     def _losses(
         self, model: Denoiser, tokens: Tensor, stream: str, step: int, first: int, draws: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    ) -> Tensor:
         seed = self.config.train.seed
         rows = [(seed, stream, step, first + i) for i in range(len(tokens))]
         xi = rng.normal_rows(rows, (tokens.shape[1], self.objective.noise_width), self.device)
@@ -369,8 +404,8 @@ class Trainer:
     # -- looking at it -------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def held_out(self) -> tuple[float, list[float | None]]:
-        """Held-out loss of the averaged weights: mean, and by bins of the conditioning clock's τ at s."""
+    def held_out(self) -> HeldOut:
+        """Held-out loss of the averaged weights."""
         cfg = self.config.train
         # Rows lie in the order of their source: any of them, not its beginning.
         order = torch.randperm(len(self.corpus.held_out), generator=rng.generator(cfg.seed, "held-out rows"))
@@ -384,18 +419,22 @@ class Trainer:
         for start in range(0, len(tokens), size):
             part = {name: value[start : start + size] for name, value in draws.items()}
             losses = self._losses(model, tokens[start : start + size], "held-out", 0, start, part)
-            rows.append(losses["loss"].mean(-1).float().cpu())
+            rows.append(losses.mean(-1).float().cpu())
         loss = torch.cat(rows)
         at = draws["s"] if "s" in draws else draws["t"]
         tau = self.model.clock.tau(at.to(self.device)).cpu()
         bins = (tau * TAU_BINS).long().clamp(0, TAU_BINS - 1)
         by_bin = [loss[bins == b].mean().item() if bool((bins == b).any()) else None for b in range(TAU_BINS)]
-        return loss.mean().item(), by_bin
+        by_kind = {}
+        if "kind" in draws:
+            means = {name: loss[draws["kind"] == kind] for kind, name in enumerate(KINDS)}
+            by_kind = {name: part.mean().item() for name, part in means.items() if len(part)}
+        return HeldOut(loss.mean().item(), by_bin, by_kind)
 
     def _evaluate(self, metrics: Metrics, say: Callable[[str], None]) -> None:
         cfg = self.config.train
-        loss, by_bin = self.held_out()
-        self._held_out = loss
+        held_out = self.held_out()
+        self._held_out = loss = held_out.loss
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.step)
         grid = copy.deepcopy(self.clock).to(self.device) if isinstance(self.clock, AdaptiveClock) else None
@@ -404,8 +443,13 @@ class Trainer:
         plural = "call" if cfg.sample_steps == 1 else "calls"
         sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
         files.write_data(self.run.path / "samples" / f"step-{self.step:08d}.txt", sample_text)
-        metrics.write(step=self.step, held_out=loss, held_out_by_tau=by_bin)
-        say(f"step {self.step}: held-out loss {loss:.4f} nats a token; {cfg.sample_steps} network {plural}:")
+        kinds = {f"held_out_{kind}": value for kind, value in held_out.by_kind.items()}
+        metrics.write(step=self.step, held_out=loss, held_out_by_tau=held_out.by_tau, **kinds)
+        parts = ", ".join(f"{kind} {value:.4f}" for kind, value in held_out.by_kind.items())
+        say(
+            f"step {self.step}: held-out loss {loss:.4f} nats a token{f' ({parts})' if parts else ''}; "
+            f"{cfg.sample_steps} network {plural}:"
+        )
         for text in texts[:2]:
             say(f"  {text}")
 
