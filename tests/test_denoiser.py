@@ -23,6 +23,7 @@ CHOICES: list[dict[str, Any]] = [
     {"tied_head": True},
     {"input_scaling": True},
     {"local_posterior": False},
+    {"prior_rank": 0},
     {"head_start": 0.0},
     {"head_start": 0.5},
     {"tied_head": True, "input_scaling": True, "logit_softcap": 3.0},
@@ -261,6 +262,11 @@ def test_a_head_start_is_a_share_of_the_way() -> None:
             ValueError, match=rf"model\.head_start is a share of the way in \[0, 1\), got {share}"
         ):
             make(True, head_start=share)
+
+
+def test_a_prior_has_a_rank() -> None:
+    with pytest.raises(ValueError, match=r"model\.prior_rank cannot be negative, got -1"):
+        make(False, prior_rank=-1)
 
 
 def test_tied_head_shares_the_embedding() -> None:

@@ -55,6 +55,8 @@ class DenoiserConfig:
     """Entries of the embedding start uniform in ±scale/√d (published: 1)."""
     local_posterior: bool = True
     """Show the network, beside y, the embedded posterior of each token given its own noisy state alone."""
+    prior_rank: int = 64
+    """Rank in which the local posterior's prior over tokens depends on the position; 0 for one prior everywhere."""
     head_start: float = 0.0625
     """Share of the clock time from s to t that a flow map's state goes towards the data's mean before the network
     sees it (published: 0). From noise that is the flow's own first step, D_0 being the marginals: it costs no call."""
@@ -76,6 +78,10 @@ class Denoiser(nn.Module):
             )
         if config.length < 1:
             raise ValueError(f"model.length must be at least 1, got {config.length}")
+        if config.prior_rank < 0:
+            raise ValueError(
+                f"model.prior_rank cannot be negative, got {config.prior_rank}: 0 is one prior everywhere"
+            )
         if not 0 <= config.head_start < 1:
             raise ValueError(f"model.head_start is a share of the way in [0, 1), got {config.head_start}")
         self.config = config
@@ -98,6 +104,9 @@ class Denoiser(nn.Module):
         if config.local_posterior:
             self.local_embedding = nn.Parameter(self.embedding.detach().clone())
             self.local_bias = nn.Parameter(torch.zeros(config.vocab_size))
+            if config.prior_rank:
+                self.prior_positions = nn.Parameter(torch.randn(config.length, config.prior_rank))
+                self.prior_tokens = nn.Parameter(torch.zeros(config.vocab_size, config.prior_rank))
             self.local_gain = nn.Linear(config.backbone.conditioning, 1)
             nn.init.zeros_(self.local_gain.weight)
             nn.init.zeros_(self.local_gain.bias)
@@ -163,7 +172,7 @@ class Denoiser(nn.Module):
             return step(y, self.mean[: y.shape[1]].to(y.dtype), start, u), u.to(given.dtype)
 
     def _local_posterior(self, y: Tensor, s: Tensor | float, cond: Tensor) -> Tensor:
-        """softmax(log p(y_l | token) + bias)·E' at each position (B, L, d), E' an embedding of its own.
+        """softmax(log p(y_l | token) + log-prior_l(token))·E' at each position (B, L, d), E' an embedding of its own.
 
         What a lone position says is known in closed form, and is sharp where the state is not: attention has
         tokens to compare from the first block on. A statistic of the state: no gradient passes to y or E.
@@ -174,12 +183,17 @@ class Denoiser(nn.Module):
         device = y.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y.dtype
         rows = self._evidence_weights().to(dtype)
+        if self.config.prior_rank:
+            rows = torch.cat([rows, self.prior_tokens.to(dtype)], -1)
 
         def head(features: Tensor) -> Tensor:
             return F.linear(features, rows, self.local_bias.to(dtype)).float()
 
         with torch.autocast(device, enabled=False):
             features = evidence_features(y.detach(), _batched(s, y), self.local_gain(cond)).to(dtype)
+            if self.config.prior_rank:
+                positions = self.prior_positions[: y.shape[1]].to(dtype)
+                features = torch.cat([features, positions.expand(len(y), -1, -1)], -1)
         return Posterior(features, head, self.local_embedding).embed(dtype=dtype)
 
     @torch.no_grad()
