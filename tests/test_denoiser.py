@@ -181,10 +181,48 @@ def test_from_noise_the_head_start_is_the_exact_first_step_of_the_flow() -> None
     net = Denoiser(DenoiserConfig(vocab_size=toy.VOCAB, length=toy.LENGTH, two_times=True, head_start=0.25))
     net.set_mean(tokens)
     z = torch.randn(3, toy.LENGTH, toy.VOCAB, dtype=torch.float64)
-    exact = law.denoise(z, 0.0)
-    torch.testing.assert_close(
-        (exact.float() @ net.embedding.detach()), net.mean.detach().expand(3, -1, -1), atol=5e-3, rtol=0
-    )
+    e = net.embedding.detach().double()
+    u = net.clock.time(torch.tensor(0.25, dtype=torch.float64))
+    exact = (1 - u) * z @ e + u * law.denoise(z, 0.0) @ e
+    y, s = net._head_start((z @ e).float(), 0.0, 1.0)
+    torch.testing.assert_close(y, exact.float(), atol=5e-3, rtol=0)
+    torch.testing.assert_close(s, u.float().expand(3))
+
+
+@pytest.mark.parametrize("vocab", [40, 310, 50_000])
+def test_the_head_start_spares_a_state_near_the_data(vocab: int) -> None:
+    """Where the clock rounds to 1 nothing moves; before, a step of a sixteenth is a small one."""
+    net = Denoiser(DenoiserConfig(vocab, length=L, two_times=True, head_start=1 / 16, backbone=BACKBONE))
+    net.mean.data.normal_()
+    y = state()
+    for dtype in (torch.float32, torch.float64):
+        for s in (0.8, 0.86, 0.9, 0.92, 0.9375, 0.95, 0.99, 1.0):
+            u_state, u = net._head_start(y, torch.tensor(s, dtype=dtype), torch.tensor(1.0, dtype=dtype))
+            assert u.dtype == dtype
+            assert ((u >= s - 1e-7) & (u <= s + 0.1 * (1 - s) + 1e-7)).all(), (s, u)
+            assert (u_state - y).abs().max() < 0.5
+
+
+def test_tangents_in_state_and_times_are_finite_differences() -> None:
+    """What Lagrangian and Eulerian targets take: forward-mode derivatives of δ_{s,t}(y), without gradient."""
+    net = make(
+        True, head_start=0.25, backbone=dataclasses.replace(BACKBONE, attention_backend="math")
+    ).double()
+    net.mean.data.normal_()
+    y, s, t = state().double(), torch.full((B,), 0.35).double(), torch.full((B,), 0.75).double()
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(9)).double()
+
+    def at(y: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return net(y, s, t).log_probs().double()
+
+    one = torch.ones_like(s)
+    for tangent in ((direction, 0 * one, 0 * one), (0 * y, one, 0 * one), (0 * y, 0 * one, one)):
+        with torch.no_grad():
+            _, got = torch.func.jvp(at, (y, s, t), tangent)
+            h = 1e-3
+            plus = at(*(a + h * b for a, b in zip((y, s, t), tangent)))
+            minus = at(*(a - h * b for a, b in zip((y, s, t), tangent)))
+        torch.testing.assert_close(got, (plus - minus) / (2 * h), atol=2e-2, rtol=2e-2)
 
 
 def test_input_scaling_gives_unit_variance() -> None:

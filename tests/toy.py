@@ -129,7 +129,7 @@ class ExactDenoiser:
         return ExactPosterior(probs, self.embedding)
 
 
-def tiny_denoiser(two_times: bool = False, seed: int = 0) -> Denoiser:
+def tiny_denoiser(two_times: bool = False, seed: int = 0, head_start: float = 0.0) -> Denoiser:
     """A network that learns the toy in seconds."""
     # The choices with the fewest operations: at this size they, not the arithmetic, cost the time.
     backbone = BackboneConfig(
@@ -145,7 +145,9 @@ def tiny_denoiser(two_times: bool = False, seed: int = 0) -> Denoiser:
         max_length=LENGTH,
         time_scale=10,
     )
-    config = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, two_times=two_times, backbone=backbone)
+    config = DenoiserConfig(
+        vocab_size=VOCAB, length=LENGTH, two_times=two_times, head_start=head_start, backbone=backbone
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return Denoiser(config)
@@ -186,11 +188,12 @@ def train(
 
 def two_time_from(teacher: Denoiser) -> Denoiser:
     """A two-time denoiser that starts as its teacher and keeps its embedding fixed."""
-    model = tiny_denoiser(two_times=True)
+    model = tiny_denoiser(two_times=True, head_start=1 / 16)
     missing = model.load_state_dict(teacher.state_dict(), strict=False).missing_keys
     assert {name.split(".")[0] for name in missing} == {"end_embedding", "mean"}
     model.set_mean(LANGUAGE.sample(4096, torch.Generator().manual_seed(3)))
     model.embedding.requires_grad_(False)
+    model.mean.requires_grad_(False)
     return model
 
 

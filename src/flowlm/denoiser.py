@@ -57,10 +57,13 @@ class DenoiserConfig:
     """Show the network, beside y, the embedded posterior of each token given its own noisy state alone."""
     prior_rank: int = 64
     """Rank in which the local posterior's prior over tokens depends on the position; 0 for one prior everywhere."""
-    head_start: float = 0.0625
-    """Share of the clock time from s to t that a flow map's state goes towards the data's mean before the network
-    sees it (published: 0). From noise that is the flow's own first step, D_0 being the marginals: it costs no call."""
+    head_start: float = 0.0
+    """Of a flow map, filled in from flow_map.head_start."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+
+#: Widths of clock time below it are rounding: time(τ) is good where 1e-6 < τ < 1 - 1e-6.
+CLOCK_ROUNDING = 1e-6
 
 
 class Denoiser(nn.Module):
@@ -97,6 +100,7 @@ class Denoiser(nn.Module):
                 config.backbone.conditioning, config.backbone.time_scale, zero=True
             )
             if config.head_start:
+                # Zero until `set_mean`; learned where the embedding is.
                 self.mean = nn.Parameter(torch.zeros(config.length, width))
         self.head = Head(
             width, config.vocab_size, config.logit_softcap, self.embedding if config.tied_head else None
@@ -156,19 +160,21 @@ class Denoiser(nn.Module):
         return Posterior(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
 
     def _head_start(self, y: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
-        """The state at u, a share of the way from s to t, had it gone there towards the mean alone; and u.
+        """The state at u, a share of the clock time from s to t, had it gone there towards the mean alone; and u.
 
         D_0 does not depend on y: it is the law of each position's token, whose mean is `mean`. From s = 0 this is
-        Euler's first step exactly; elsewhere an affine change of y, small since u is near s. A network that was
-        trained on states on their way, not on noise alone, starts there from what it knows.
+        Euler's first step exactly, elsewhere an affine change of y. A network that was trained on states on their
+        way, not on noise alone, starts there from what it knows.
         """
         with torch.autocast(y.device.type, enabled=False):
             # In float64, so that s < u where the clock is nearly flat.
             given = _batched(s, y)
             start, end = (x.to(wide(y.device)) for x in (given, _batched(t, y)))
             tau = self.clock.tau(start)
-            u = self.clock.time(tau + self.config.head_start * (self.clock.tau(end) - tau))
-            u = torch.where(end > start, torch.minimum(torch.maximum(u, start), end), start)
+            way = self.clock.tau(end) - tau
+            u = self.clock.time(tau + self.config.head_start * way)
+            # Near the data τ rounds to 1, and its inverse with it: there the state stays where it is.
+            u = torch.where(way > CLOCK_ROUNDING, torch.minimum(torch.maximum(u, start), end), start)
             return step(y, self.mean[: y.shape[1]].to(y.dtype), start, u), u.to(given.dtype)
 
     def _local_posterior(self, y: Tensor, s: Tensor | float, cond: Tensor) -> Tensor:
@@ -190,7 +196,9 @@ class Denoiser(nn.Module):
             return F.linear(features, rows, self.local_bias.to(dtype)).float()
 
         with torch.autocast(device, enabled=False):
-            features = evidence_features(y.detach(), _batched(s, y), self.local_gain(cond)).to(dtype)
+            # Tangents (forward mode) pass, gradients do not.
+            seen = y.detach() if torch.is_grad_enabled() else y
+            features = evidence_features(seen, _batched(s, y), self.local_gain(cond)).to(dtype)
             if self.config.prior_rank:
                 positions = self.prior_positions[: y.shape[1]].to(dtype)
                 features = torch.cat([features, positions.expand(len(y), -1, -1)], -1)
@@ -198,7 +206,7 @@ class Denoiser(nn.Module):
 
     @torch.no_grad()
     def set_mean(self, tokens: Tensor) -> None:
-        """Let the head start go towards the mean of these passages, (N, L) token ids."""
+        """Let the head start go towards the mean of these passages, (N, L) token ids, under the present embedding."""
         total = torch.zeros_like(self.mean)
         for part in tokens.split(4096):
             total += F.embedding(part.to(total.device), self.embedding).sum(0)

@@ -26,11 +26,9 @@ def resolve_device(name: str) -> torch.device:
     if kind not in ("cpu", "cuda", "mps"):
         raise ValueError(f"unknown device {name!r}: use auto, cpu, cuda or mps")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu or auto"
-        )
+        raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device: use cpu or auto")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps' was asked for, but torch sees none here: use --device cpu or auto")
+        raise ValueError("device 'mps' was asked for, but torch sees none here: use cpu or auto")
     return torch.device(name)
 
 

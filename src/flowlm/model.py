@@ -137,13 +137,14 @@ class FlowLM:
         batch: int = 0,
         callback: Callable[[Step], None] | None = None,
     ) -> Iterator[Generation]:
-        """As `generate`, handing out parts of at most `batch` passages, whatever num is."""
+        """As `generate`, handing out parts that fit in memory, of at most `batch` passages."""
         check_sampler_options(steps, gamma, prior_scale, temperature, last, num)
         device = self.embedding.device
         compute, _ = resolve_dtype(dtype, device)
-        size = batch or max(
+        size = max(
             1, SAMPLE_ELEMENTS // (self.length * max(self.embedding.shape[1], len(self.embedding) // 8))
         )
+        size = min(size, batch or size)
         for start in range(0, num, size):
             with precision(device, compute), self.denoiser.frozen_embedding():
                 part: Sample = sample(

@@ -20,11 +20,10 @@ from torch import Tensor
 
 from flowlm import rng
 from flowlm.clock import AdaptiveClock
-from flowlm.denoiser import DenoiserConfig
 from flowlm.model import FlowLM
 from flowlm.training import loop
 from flowlm.training.checkpoint import Metrics
-from flowlm.training.loop import TAU_BINS, Trainer, TrainingError, open_run
+from flowlm.training.loop import TAU_BINS, HeldOut, Trainer, TrainingError, open_run
 from helpers import begin, content, flm, fmlm, map_settings, metrics, settings, silent, tensors, trained
 
 
@@ -235,7 +234,7 @@ def test_eval_every_zero_looks_only_at_the_end(tmp_path: Path) -> None:
 
 
 def _losses_of(monkeypatch: pytest.MonkeyPatch, by_step: dict[int, float]) -> None:
-    monkeypatch.setattr(Trainer, "held_out", lambda self: (by_step[self.step], [None] * TAU_BINS))
+    monkeypatch.setattr(Trainer, "held_out", lambda self: HeldOut(by_step[self.step], [None] * TAU_BINS, {}))
 
 
 @pytest.mark.parametrize(
@@ -310,16 +309,16 @@ def test_init_continues_from_any_runs_averaged_weights(
     trainer.optimize()  # and it trains
 
 
-def test_init_refuses_another_model_and_takes_none_for_its_own(tmp_path: Path) -> None:
+def test_init_says_what_of_the_recipe_it_overrules(tmp_path: Path) -> None:
+    said: list[str] = []
     config = settings({"init": str(flm()), "model.backbone.width": 64, "model.tied_head": True})
-    message = (
-        r"--init .* brings its own model.*model\.tied_head = True \(the run has False\), "
-        r"model\.backbone\.width = 64 \(the run has 32\); leave"
-    )
-    with pytest.raises(ValueError, match=message):
-        Trainer(config, tmp_path, say=silent)
-    silent_about_it = dataclasses.replace(config, model=DenoiserConfig())
-    assert Trainer(silent_about_it, tmp_path, say=silent).config.model.backbone.width == 32
+    assert Trainer(config, tmp_path, say=said.append).config.model.backbone.width == 32
+    assert (
+        f"model and weights are those of {flm()}, not the recipe's: model.tied_head = True (the run has False), "
+        "model.backbone.width = 64 (the run has 32)"
+    ) in said
+    Trainer(settings({"init": str(flm())}), tmp_path, say=said.append)
+    assert said[-1].endswith(f"are those of {flm()}")
 
 
 def test_a_resume_does_not_need_the_run_that_it_started_from(tmp_path: Path) -> None:

@@ -182,7 +182,9 @@ class Tokenizer:
             )
 
     def decode(self, ids: Iterable[Any]) -> str:
-        """The text of `ids` (a list, an array, a tensor) up to the first [EOS], without [PAD].
+        """The text of `ids` (a list, an array, a tensor) up to the first [EOS].
+
+        A [PAD] before it, which no encoded text has, is shown: it is a fault of the model that wrote it.
 
         ValueError: an id outside 0..V-1.
         """
@@ -193,8 +195,7 @@ class Tokenizer:
                 break
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} lies outside the vocabulary, 0..{self.vocab_size - 1}")
-            if i != self.pad_id:
-                kept.append(i)
+            kept.append(i)
         if self.kind == "words":
             return _join(self._tokens[i] for i in kept)
         return str(self._model.decode(kept, skip_special_tokens=False))

@@ -77,7 +77,8 @@ def rollout_target(teacher: Denoiser, y: Tensor, clock: Clock, steps: int) -> Ta
 
 @dataclass(frozen=True)
 class FlowMapConfig:
-    """How a flow map is distilled. The published setting: boundary "self", target "student", share 1/32."""
+    """How a flow map is distilled. The published setting: diagonal 1/2, boundary 1/32, boundary_target "self", target
+    "student", head_start 0."""
 
     diagonal: float = 0.5
     """Share of the rows on the diagonal s = t."""
@@ -89,6 +90,9 @@ class FlowMapConfig:
     """Network calls of the teacher's rollout."""
     target: str = "student"
     """Network of the semigroup target: "student" (as it is) or "averaged" (its EMA)."""
+    head_start: float = 0.0625
+    """Share of the clock time from s to t that the state goes towards the data's mean before the network sees it.
+    From noise that is the flow's own first step, D_0 being the marginals: it costs no call."""
     freeze_embedding: bool = True
     """Keep the teacher's embedding (and a head tied to it); otherwise it is trained, and the two read one x through
     two embeddings."""
@@ -97,6 +101,10 @@ class FlowMapConfig:
         for name in ("diagonal", "boundary"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"flow_map.{name} is a share of rows in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.head_start < 1:
+            raise ValueError(
+                f"flow_map.head_start is a share of the way from s to t in [0, 1), got {self.head_start}"
+            )
         if self.boundary_target not in ("self", "teacher"):
             raise ValueError(f"flow_map.boundary_target = {self.boundary_target!r}: use 'self' or 'teacher'")
         if self.target not in ("student", "averaged"):

@@ -87,23 +87,20 @@ def _spread(tokens: NDArray[Any], num: int) -> Tensor:
 def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
     """Fill in what only the data or the teacher know: vocabulary, length, positions, two times."""
     model = config.model
+    as_map: dict[str, Any] = {}
+    if config.objective == "flow-map":
+        as_map = {"two_times": True, "head_start": config.flow_map.head_start}
     if config.teacher:
-        student = dataclasses.replace(read_model_config(Path(config.teacher)), two_times=True)
+        student = dataclasses.replace(read_model_config(Path(config.teacher)), **as_map)
         if model not in (DenoiserConfig(), student):
             raise ValueError(
                 f"a student is made like its teacher {config.teacher}: leave out [model] and --model.* "
-                f"(got width {model.backbone.width}, depth {model.backbone.depth}; the teacher has "
-                f"{student.backbone.width} and {student.backbone.depth})"
+                f"(asked for: {', '.join(_differences(model, student))})"
             )
         model = student
     elif config.init:
         source = read_model_config(Path(config.init))
-        if model != DenoiserConfig() and (differences := _differences(model, source)):
-            raise ValueError(
-                f"--init {config.init} brings its own model, but the recipe or the options ask for another: "
-                f"{', '.join(differences)}; leave them out, or train a new model without --init"
-            )
-        model = dataclasses.replace(source, two_times=source.two_times or config.objective == "flow-map")
+        model = source if source.two_times else dataclasses.replace(source, **as_map)
     elif tokenizer is not None:
         if model.vocab_size not in (0, tokenizer.vocab_size):
             raise ValueError(
@@ -116,9 +113,15 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
             vocab_size=tokenizer.vocab_size,
             vocabulary=tokenizer.vocabulary_sha256,
             backbone=backbone,
-            two_times=model.two_times or config.objective == "flow-map",
+            **as_map,
         )
     return dataclasses.replace(config, model=model)
+
+
+def _instead(asked: DenoiserConfig, model: DenoiserConfig) -> str:
+    """What of the model that was asked for is not so."""
+    differences = _differences(asked, model) if asked != DenoiserConfig() else []
+    return f", not the recipe's: {', '.join(differences)}" if differences else ""
 
 
 def _differences(model: DenoiserConfig, source: DenoiserConfig) -> list[str]:
@@ -128,6 +131,7 @@ def _differences(model: DenoiserConfig, source: DenoiserConfig) -> list[str]:
         vocab_size=source.vocab_size,
         vocabulary=source.vocabulary,
         two_times=source.two_times,
+        head_start=source.head_start,
         backbone=dataclasses.replace(model.backbone, max_length=source.backbone.max_length),
     )
     return [
@@ -171,6 +175,7 @@ class Trainer:
         length = prepare_config(config, None).model.length
         tokenizer = Tokenizer.load(Path(source)) if source else None
         self.corpus = corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say)
+        asked = config.model
         self.config = config = prepare_config(config, self.corpus.tokenizer)
         if config.model.vocab_size != self.corpus.tokenizer.vocab_size or config.model.vocabulary not in (
             "",
@@ -181,20 +186,21 @@ class Trainer:
                 f"{self.corpus.tokenizer.vocab_size}: give the data the same tokenizer, or train a model on this data"
             )
         if config.init:
-            say(f"model and weights are those of {config.init}")
+            say(f"model and weights are those of {config.init}{_instead(asked, config.model)}")
         self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
 
         torch.manual_seed(rng.key(config.train.seed, "init"))
         self.model = Denoiser(config.model)
         start = config.init or config.teacher
+        source_is_map = bool(start) and read_model_config(Path(start)).two_times
         if start:
-            extra = ("end_embedding.", "mean") if config.model.two_times else ()
+            # What an FLM has not: the second time and the mean of the head start.
+            extra = () if source_is_map else ("end_embedding.", "mean")
             name = "ema" if (Path(start) / "ema.safetensors").exists() else "model"
             load_weights(self.model, Path(start) / f"{name}.safetensors", allow_missing=extra)
         elif teacher is not None:
             self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
-        knows_mean = config.init and read_model_config(Path(config.init)).two_times
-        if config.model.two_times and config.model.head_start and not knows_mean:
+        if config.model.head_start and not source_is_map:
             self.model.set_mean(_spread(self.corpus.train, MEAN_ROWS))
         # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
         self.clock: Clock = copy.deepcopy(self.model.clock)
@@ -208,6 +214,8 @@ class Trainer:
                     "start from the teacher (leave out --init), or use --flow-map.no-freeze-embedding"
                 )
             self.model.embedding.requires_grad_(False)
+            if config.model.head_start:
+                self.model.mean.requires_grad_(False)
         self.ema = Ema(self.model, config.train.ema)
         self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
         self.objective: Objective
