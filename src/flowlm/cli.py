@@ -365,7 +365,7 @@ def _evaluate(args: list[str]) -> int:
             seed=options.seed,
             device=options.device,
             dtype=options.dtype,
-            tick=lambda k, done: _say(f"{k} steps: {done}/{options.num}") if done == options.num else None,
+            say=_say,
             **options.sampler,
         )
     if rows[0]["law"]:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import platform
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,12 +84,14 @@ def run_demo(
     flow = _stage_config("grammar", seed, device, dtype)
     corpus = load_corpus(flow.data, flow.model.length, report=say)
 
-    # How fast is this machine? Both stages are timed on a few steps, so that the plan can be told up front.
+    # Both stages are timed on a few steps, so that the plan can be told up front.
+    say("How fast is this machine? Timing a few steps of both stages, half a minute …")
     pace = _pace(flow, corpus, out, say)
     evaluation = _evaluation_seconds(pace["flow"] / flow.train.batch, num)
     budget = total - (time.perf_counter() - began) - evaluation
     if budget < 0.2 * total:
-        num = max(50, num // 4)
+        num = min(num, max(50, num // 4))
+        say(f"Judging as many stories as asked would take too much of the time: {num} at each step count.")
         evaluation = _evaluation_seconds(pace["flow"] / flow.train.batch, num)
         budget = total - (time.perf_counter() - began) - evaluation
     flow_steps = max(10, int((FLOW_SHARE * budget - pace["flow start"]) / pace["flow"]))
@@ -113,11 +116,8 @@ def run_demo(
     say("\n3. Judge by the law")
 
     def judge(name: str, steps: Sequence[int], count: int) -> list[dict[str, Any]]:
-        def tick(k: int, done: int) -> None:
-            if done == count:
-                say(f"  {name}: {count} stories in {k} network call{'s' if k > 1 else ''} each")
-
-        return evaluate_run(out / name, steps, count, seed=seed, device=device, dtype=dtype, tick=tick)
+        say(f"  {name}: {count} stories in each of {', '.join(map(str, steps))} network calls")
+        return evaluate_run(out / name, steps, count, seed=seed, device=device, dtype=dtype, say=say)
 
     rows = {
         "FLM": judge("flm", FLOW_STEPS, num),
@@ -184,16 +184,16 @@ def _pace(flow: RunConfig, corpus: Corpus, out: Path, say: Callable[[str], None]
     return pace
 
 
-def _time_steps(trainer: Trainer, warm: int = 3, counted: int = 8) -> tuple[float, float]:
+def _time_steps(trainer: Trainer, warm: int = 3, counted: int = 12) -> tuple[float, float]:
     """Seconds that starting takes (compiling, above all), and seconds of a step after it."""
-    start = time.perf_counter()
-    for _ in range(warm):
+    taken = []
+    for _ in range(warm + counted):
+        start = time.perf_counter()
         trainer.optimize()
-    warmed = time.perf_counter()
-    for _ in range(counted):
-        trainer.optimize()
-    seconds = (time.perf_counter() - warmed) / counted
-    return max(0.0, warmed - start - warm * seconds), seconds
+        taken.append(time.perf_counter() - start)
+    # The median: another process that wakes up meanwhile is not this machine's pace.
+    seconds = statistics.median(taken[warm:])
+    return max(0.0, sum(taken[:warm]) - warm * seconds), seconds
 
 
 def _evaluation_seconds(pace: float, num: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -24,6 +25,7 @@ from flowlm.evaluation.samples import (
 )
 from flowlm.files import write_data
 from flowlm.model import FlowLM
+from flowlm.progress import Progress
 
 
 def describe_data(folder: Path) -> dict[str, Any]:
@@ -136,21 +138,33 @@ def evaluate_run(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
-    tick: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
     **sampler: Any,
 ) -> list[dict[str, Any]]:
     """One row per step count: generates `run`/samples/nfe-*.jsonl and scores these files.
 
     Args:
-        tick: called with (step count, passages done).
+        say: where plain messages go; with it the progress is shown, in network calls of a passage.
     """
     model = FlowLM.from_pretrained(run, device=device)
     rows = []
-    for k in steps:
-        path = _sample_path(run, k, seed, sampler)
-        inner = None if tick is None else (lambda done, k=k: tick(k, done))
-        write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=inner, **sampler)
-        rows.append(score_file(path))
+    shown = (
+        contextlib.nullcontext()
+        if say is None
+        else Progress(num * sum(steps), 0, model.length, say, label="calls")
+    )
+    with shown as progress:
+        before = 0
+        for k in steps:
+            path = _sample_path(run, k, seed, sampler)
+
+            def tick(done: int, k: int = k, before: int = before) -> None:
+                if progress is not None:
+                    progress.advance(before + k * done)
+
+            write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, **sampler)
+            before += k * num
+            rows.append(score_file(path))
     return rows
 
 

@@ -36,10 +36,10 @@ from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.model import FlowLM, load_weights, read_model_config
 from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
 from flowlm.objectives.flow_map import KINDS
+from flowlm.progress import Progress
 from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
-from flowlm.training.progress import Progress
 
 TAU_BINS = 8
 #: Passages of the held-out loss: fixed rows, fixed noise, so that two evaluations differ by the weights alone.

@@ -1,4 +1,4 @@
-"""The progress bar of a run: loss, tokens a second, time left; plain lines where there is no terminal."""
+"""A progress bar: what is done, loss, tokens a second, time left; plain lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ PLAIN_EVERY = 15.0  # seconds between plain lines
 
 
 class Progress:
-    """Shows how a run goes.
+    """Shows how a job goes.
 
     Args:
         total, done: steps in all, and already taken.
         tokens: tokens per step.
         say: where plain messages go.
+        label: what is counted.
     """
 
-    def __init__(self, total: int, done: int, tokens: int, say: Callable[[str], None]):
+    def __init__(
+        self, total: int, done: int, tokens: int, say: Callable[[str], None], *, label: str = "step"
+    ):
         self.total, self.first, self.tokens = total, done, tokens
-        self._say = say
+        self._say, self._label = say, label
         self._bar: Any = None
         self._loss: float | None = None
 
@@ -34,16 +37,16 @@ class Progress:
             from rich.progress import Progress as Bar
 
             self._bar = Bar(
-                TextColumn("[bold]step"),
+                TextColumn(f"[bold]{self._label}"),
                 MofNCompleteColumn(),
                 BarColumn(),
-                TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[loss]}"),
                 TextColumn("{task.fields[speed]} tokens/s"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=self.total, completed=self.first, loss="–", speed="–")
+            self._task = self._bar.add_task("", total=self.total, completed=self.first, loss="", speed="–")
         return self
 
     def __exit__(
@@ -52,21 +55,26 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, step: int, loss: float) -> None:
-        """One step further; the loss shown is a running mean."""
-        self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+    def advance(self, step: int, loss: float | None = None) -> None:
+        """At this step now; the loss shown is a running mean."""
+        if loss is not None:
+            self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
+        shown = "" if self._loss is None else f"loss {self._loss:.4f}"
         now = time.perf_counter()
         rate = (step - self.first) / (now - self._start)
         if self._bar is not None:
             speed = f"{rate * self.tokens:,.0f}"
-            self._bar.update(self._task, completed=step, loss=f"{self._loss:.4f}", speed=speed)
+            self._bar.update(self._task, completed=step, loss=shown, speed=speed)
         elif now - self._told > PLAIN_EVERY or step == self.total:
             self._told = now
             left = (self.total - step) / rate
-            self._say(
-                f"step {step}/{self.total}  loss {self._loss:.4f}  {rate * self.tokens:,.0f} tokens/s  "
-                f"{left:.0f} s left"
+            parts = (
+                f"{self._label} {step}/{self.total}",
+                shown,
+                f"{rate * self.tokens:,.0f} tokens/s",
+                f"{left:.0f} s left",
             )
+            self._say("  ".join(part for part in parts if part))
 
     def say(self, message: str) -> None:
         """A message above the bar."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flowlm.training import progress
-from flowlm.training.progress import Progress
+from flowlm import progress
+from flowlm.progress import Progress
 
 
 def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,3 +22,14 @@ def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "12 tokens/s" in lines[0]  # 100 tokens every eight seconds, counted from step 4
     assert lines[0].endswith("32 s left")
     assert lines[2].endswith("0 s left")
+
+
+def test_a_job_without_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 20))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(progress.sys, "stderr", open("/dev/null"))  # noqa: SIM115
+    lines: list[str] = []
+    with Progress(4, 0, 100, lines.append, label="passages") as bar:
+        bar.advance(2)
+        bar.advance(4)
+    assert lines == ["passages 2/4  10 tokens/s  20 s left", "passages 4/4  10 tokens/s  0 s left"]
