@@ -20,7 +20,7 @@ V, L, STEPS, BATCH, RATE = len(LETTERS), 4, 250, 128, 6e-3
 DATA = torch.tensor([[LETTERS.index(letter) for letter in word] for word in WORDS])
 
 torch.manual_seed(0)
-shape = BackboneConfig(width=32, depth=2, heads=2, conditioning=32, max_length=L)
+shape = BackboneConfig(width=32, depth=2, heads=2, conditioning=32)
 student = Denoiser(DenoiserConfig(V, L, two_times=True, backbone=shape))
 student.embedding = torch.nn.Parameter(torch.eye(V, 32), requires_grad=False)  # so that y is x itself
 

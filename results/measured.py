@@ -23,8 +23,9 @@ def mean_rows(reports: list[Report]) -> list[dict[str, Any]]:
         assert len({(row["model"], row["nfe"], row["num"]) for row in same}) == 1
         row = {key: same[0][key] for key in ("model", "nfe", "num")}
         for key in COLUMNS[3:]:
-            known = [r[key] for r in same if r[key] is not None]
-            row[key] = sum(known) / len(known) if known else None
+            # A distance is not known where no story parsed: then there is no mean either.
+            known = all(r[key] is not None for r in same)
+            row[key] = sum(r[key] for r in same) / len(same) if known else None
         row["each seed"] = " / ".join(f"{100 * r['valid']:.1f}" for r in same)
         rows.append(row)
     return rows
@@ -33,6 +34,8 @@ def mean_rows(reports: list[Report]) -> list[dict[str, Any]]:
 def demo(reports: list[Report]) -> str:
     """Circumstances of the demos in a few sentences, then their table."""
     first = reports[0]
+    for same in ("machine", "torch", "commit", "law"):
+        assert all(report[same] == first[same] for report in reports), f"the reports differ in {same}"
 
     def spread(values: list[Any], unit: str = "") -> str:
         return (
@@ -54,26 +57,11 @@ def demo(reports: list[Report]) -> str:
     return f"{head}\n\n{markdown(mean_rows(reports), columns=[*COLUMNS[:4], 'each seed', *COLUMNS[4:]])}"
 
 
-def longer(flm: Report, fmlm: Report) -> str:
-    """The same recipes with more time."""
-    rows = flm["rows"][:-1] + fmlm["rows"]
-    head = (
-        f"With more time ({flm['held_out'][-1][0]:,} steps of the FLM, {fmlm['held_out'][-1][0]:,} of the FMLM: about "
-        f"an hour), seed {fmlm['seed']}, {rows[0]['dtype']}, commit `{fmlm['commit']}`:"
-    )
-    return f"{head}\n\n{markdown(rows, columns=COLUMNS)}"
-
-
 def measured() -> str:
     """The section's text, from the reports in results/."""
 
-    def read(path: str) -> Report:
-        report: Report = json.loads((ROOT / "results" / path).read_text(encoding="utf-8"))
-        return report
-
-    names = sorted(path.name for path in (ROOT / "results" / "demo").glob("seed-*.json"))
-    reports = [read(f"demo/{name}") for name in names]
-    return demo(reports) + "\n\n" + longer(read("longer/flm/report.json"), read("longer/fmlm/report.json"))
+    paths = sorted((ROOT / "results" / "demo").glob("seed-*.json"))
+    return demo([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
 def insert(readme: str, text: str) -> str:

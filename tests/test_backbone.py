@@ -18,7 +18,6 @@ PLAIN = BackboneConfig(
     depth=2,
     heads=2,
     conditioning=C,
-    max_length=L,
     activation="gelu",
     attention_backend="sdpa",
     norm="layer",
@@ -54,7 +53,7 @@ def unzero(module: nn.Module, seed: int = 0) -> None:
 
 def backbone(**choice: Any) -> Backbone:
     torch.manual_seed(0)
-    net = Backbone(dataclasses.replace(PLAIN, **choice))
+    net = Backbone(dataclasses.replace(PLAIN, **choice), L)
     unzero(net)
     return net
 
@@ -110,14 +109,14 @@ def test_positions_matter(position: str) -> None:
 def test_starts_as_the_norm_alone() -> None:
     """adaLN-zero: a new network passes its input on."""
     torch.manual_seed(0)
-    net = Backbone(dataclasses.replace(PLAIN, position="rotary"))
+    net = Backbone(dataclasses.replace(PLAIN, position="rotary"), L)
     h, cond = inputs()
     torch.testing.assert_close(net(h, cond), nn.functional.layer_norm(h, (D,)))
 
 
 def test_learned_positions_start_at_their_scale() -> None:
     for scale in (0.1, 2.0):
-        net = Backbone(dataclasses.replace(PLAIN, max_length=500, position_scale=scale))
+        net = Backbone(dataclasses.replace(PLAIN, position_scale=scale), 500)
         assert float(net.positions.detach().std()) == pytest.approx(scale, rel=0.05)
 
 
@@ -182,7 +181,6 @@ def test_time_embedding_is_the_published_sinusoid(scale: float) -> None:
         ({"attention_backend": "flash"}, "attention_backend = 'flash' is not one of auto, sdpa, math"),
         ({"depth": 0}, "depth must be positive, got 0"),
         ({"conditioning": 0}, "conditioning must be positive, got 0"),
-        ({"max_length": 0}, "max_length must be positive, got 0"),
     ],
 )
 def test_config_errors(choice: dict[str, Any], message: str) -> None:

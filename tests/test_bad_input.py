@@ -17,8 +17,16 @@ import torch
 
 from flowlm import model as model_module
 from flowlm.data.tokens import Tokenizer
+from flowlm.model import FlowLM
 from flowlm.samplers import Sample
 from helpers import command, content, flm, fmlm, map_values, recipe, said, tensors
+
+
+def _saved(case: Case) -> Path:
+    """A model without its run."""
+    path = case.folder.with_name(case.folder.name + "-saved")
+    FlowLM.from_pretrained(flm()).save_pretrained(path)
+    return path
 
 
 class Case:
@@ -186,8 +194,9 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "dropout above 1": (_with("--model.backbone.dropout", "1.5"), ("dropout", "must lie in [0, 1)", "1.5")),
     "no such device": (
         _with("--train.device", "cuda"),
-        ("torch sees no CUDA device: use --device cpu or auto",),
+        ("torch sees no CUDA device: use cpu or auto",),
     ),
+    "no such device, in short": (_with("--device", "cuda"), ("torch sees no CUDA device: use cpu or auto",)),
     "unknown device": (_with("--train.device", "tpu"), ("unknown device 'tpu'", "auto, cpu, cuda or mps")),
     "unknown dtype": (_with("--train.dtype", "half"), ("unknown dtype 'half'", "auto, bfloat16 or float32")),
     "init from nowhere": (_with("--init", "nowhere"), ("no run at nowhere",)),
@@ -220,6 +229,10 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         ("distill needs its teacher: --teacher RUN",),
     ),
     "missing teacher": (_distill(lambda case: case.folder / "none"), ("no run at", "none")),
+    "a teacher whose data nobody knows": (
+        lambda case: ["distill", case.recipe("[train]\nsteps = 1\n"), "--teacher", _saved(case)],
+        ("has no config.toml that names its data", "add --data.corpus grammar"),
+    ),
     "a model section": (
         lambda case: ["distill", case.recipe(), "--teacher", flm()],
         ("a distillation has no [model] of its own, the student is made like its teacher",),

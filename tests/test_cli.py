@@ -35,6 +35,7 @@ from helpers import (
     recipe,
     said,
     settings,
+    tensors,
     trained,
     values,
 )
@@ -210,8 +211,51 @@ def test_ctrl_c_before_the_loop(
 def test_a_resume_takes_nothing_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (("--train.steps", "50"), ("--force",), ("--out", "x")):
         assert command("train", "--resume", flm(), *more) == 1
-        assert "--resume continues a run as it was, with nothing beside it" in said(capsys)
+        assert "--resume continues a run as it was, with nothing beside it but --train.micro-batch" in said(
+            capsys
+        )
     assert command("train", recipe(tmp_path / "r.toml"), "--resume", flm()) == 1
+
+
+def test_a_resume_may_take_smaller_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an error about memory advises, and it stays so."""
+    run = tmp_path / "run"
+    shutil.copytree(flm(), run)
+    shutil.rmtree(run / "checkpoints" / f"step-{30:08d}")
+    assert command("train", "--resume", run, "--train.micro-batch", "3") == 0
+    assert "micro_batch = 3" in (run / "config.toml").read_text()
+    before, after = tensors(flm() / "model.safetensors"), tensors(run / "model.safetensors")
+    for name, value in before.items():
+        assert (after[name] - value).norm() <= 0.02 * value.norm() + 1e-6, name
+
+
+def test_device_and_dtype_in_short(tmp_path: Path) -> None:
+    file = recipe(tmp_path / "r.toml", {"train.steps": 1})
+    assert command("train", file, "--out", tmp_path / "run", "--device", "cpu", "--dtype", "float32") == 0
+    text = (tmp_path / "run" / "config.toml").read_text()
+    assert 'device = "cpu"' in text
+    assert 'dtype = "float32"' in text
+
+
+@pytest.mark.parametrize("name", ["generate", "evaluate"])
+def test_out_of_memory_when_sampling(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr("flowlm.model.sample", full)
+    assert command(name, flm(), "--num", "2") == 1
+    assert "flowlm: out of memory: this model and its passages do not fit" in said(capsys)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*args: Any, **options: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr("flowlm.model.sample", wrong)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        main(["generate", str(flm()), "--num", "2"])
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "bpe"])
@@ -305,6 +349,17 @@ def test_generate_from_a_saved_model(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "".join(t + "\n\n" for t in FlowLM.from_pretrained(fmlm()).generate(2))
 
 
+def test_a_saved_model_of_the_grammar_is_judged_by_the_law(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = FlowLM.from_pretrained(grammar_flm())
+    assert model.data["law_sha256"] == Grammar().hash
+    model.save_pretrained(tmp_path / "model")
+    args = ("--num", "4", "--steps", "1", "--json", tmp_path / "rows.json")
+    assert command("evaluate", tmp_path / "model", *args) == 0
+    assert json.loads((tmp_path / "rows.json").read_text())[0]["law"] == Grammar().hash
+
+
 # -------------------------------------------------------------------------------------------------------- evaluate
 
 
@@ -327,7 +382,7 @@ def test_evaluate_a_run_on_the_grammar(tmp_path: Path, capsys: pytest.CaptureFix
         assert row["seconds"] > 0
         assert row["tokens_per_second"] == pytest.approx(20 * 64 / row["seconds"])
         assert sum(row["broken"].values()) > 0
-        assert (row["slot_tv"] is None) == (row["valid"] == 0)  # measured on the valid ones
+        assert (row["slot_tv"] is None) == (row["parsed"] == 0)  # measured on those that parse
         assert (row["pair_tv"] is None) == (row["valid"] == 0)
         assert 0 < row["unique"] <= 1
         assert row["commit"]

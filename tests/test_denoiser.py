@@ -15,7 +15,7 @@ from flowlm.path import DenseNoise, LowRankNoise, corrupt, evidence_weights
 from test_backbone import PLAIN, unzero
 
 B, L, D, V = 3, 5, 16, 40
-BACKBONE = dataclasses.replace(PLAIN, max_length=L)
+BACKBONE = PLAIN
 CHOICES: list[dict[str, Any]] = [
     {},
     {"clock": "uniform"},
@@ -184,7 +184,7 @@ def test_from_noise_the_head_start_is_the_exact_first_step_of_the_flow() -> None
     e = net.embedding.detach().double()
     u = net.clock.time(torch.tensor(0.25, dtype=torch.float64))
     exact = (1 - u) * z @ e + u * law.denoise(z, 0.0) @ e
-    y, s = net._head_start((z @ e).float(), 0.0, 1.0)
+    y, s = net.head_start((z @ e).float(), 0.0, 1.0)
     torch.testing.assert_close(y, exact.float(), atol=5e-3, rtol=0)
     torch.testing.assert_close(s, u.float().expand(3))
 
@@ -197,7 +197,7 @@ def test_the_head_start_spares_a_state_near_the_data(vocab: int) -> None:
     y = state()
     for dtype in (torch.float32, torch.float64):
         for s in (0.8, 0.86, 0.9, 0.92, 0.9375, 0.95, 0.99, 1.0):
-            u_state, u = net._head_start(y, torch.tensor(s, dtype=dtype), torch.tensor(1.0, dtype=dtype))
+            u_state, u = net.head_start(y, torch.tensor(s, dtype=dtype), torch.tensor(1.0, dtype=dtype))
             assert u.dtype == dtype
             assert ((u >= s - 1e-7) & (u <= s + 0.1 * (1 - s) + 1e-7)).all(), (s, u)
             assert (u_state - y).abs().max() < 0.5
@@ -264,31 +264,6 @@ def test_what_follows_from_a_frozen_embedding_is_made_once(monkeypatch: pytest.M
     assert len(made) == 3
 
 
-def test_the_local_posterior_gives_the_state_no_gradient() -> None:
-    """It is a statistic of the state; its own embedding, bias and gain learn."""
-    net, y = make(False), state().requires_grad_()
-    shown = net._local_posterior(y, 0.5, torch.randn(B, 1, net.config.backbone.conditioning))
-    shown.square().sum().backward()
-    assert y.grad is None
-    assert net.embedding.grad is None
-    for learned in (net.local_embedding, net.local_bias, net.local_gain.weight):
-        assert learned.grad is not None
-        assert learned.grad.any()
-
-
-def test_a_new_local_posterior_is_bayes() -> None:
-    """With no gain learned yet: softmax over tokens of log N(y; t e_k, (1-t)² G), embedded."""
-    torch.manual_seed(0)
-    net = Denoiser(DenoiserConfig(vocab_size=V, length=L, backbone=BACKBONE))
-    t, y = 0.4, state()
-    assert V > D
-    e = net.embedding.detach().double()
-    law = torch.distributions.MultivariateNormal(t * e, (1 - t) ** 2 * (e.T @ e))
-    want = law.log_prob(y.double()[..., None, :]).softmax(-1) @ net.local_embedding.double()
-    got = net._local_posterior(y, t, torch.randn(B, 1, BACKBONE.conditioning))
-    torch.testing.assert_close(got.double(), want, atol=1e-4, rtol=1e-3)
-
-
 def test_an_embedding_needs_a_scale() -> None:
     with pytest.raises(ValueError, match=r"model\.embedding_scale must be positive, got 0"):
         make(False, embedding_scale=0.0)
@@ -300,6 +275,16 @@ def test_a_head_start_is_a_share_of_the_way() -> None:
             ValueError, match=rf"model\.head_start is a share of the way in \[0, 1\), got {share}"
         ):
             make(True, head_start=share)
+
+
+@pytest.mark.parametrize("choice", [{}, {"local_posterior": False, "head_start": 0.5}], ids=label)
+def test_a_passage_beyond_the_known_positions_is_refused(choice: dict[str, Any]) -> None:
+    rotary = dataclasses.replace(BACKBONE, position="rotary")
+    net = make(True, backbone=rotary, **choice)
+    with pytest.raises(ValueError, match=rf"{L + 1} tokens is longer than the {L} positions whose prior"):
+        net(torch.randn(B, L + 1, D), 0.0, 1.0)
+    free = make(True, backbone=rotary, prior_rank=0)
+    assert free(torch.randn(B, L + 1, D), 0.0, 1.0).shape == (B, L + 1)
 
 
 def test_a_prior_has_a_rank() -> None:

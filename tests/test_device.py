@@ -31,9 +31,9 @@ def test_auto_takes_the_best_there_is(bare: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cuda", "device 'cuda' was asked for, but torch sees no CUDA device: use --device cpu or auto"),
+        ("cuda", "device 'cuda' was asked for, but torch sees no CUDA device: use cpu or auto"),
         ("cuda:3", "torch sees no CUDA device"),
-        ("mps", "device 'mps' was asked for, but torch sees none here: use --device cpu or auto"),
+        ("mps", "device 'mps' was asked for, but torch sees none here: use cpu or auto"),
         ("gpu", "unknown device 'gpu': use auto, cpu, cuda or mps"),
         ("", "unknown device ''"),
     ],

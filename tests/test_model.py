@@ -44,6 +44,7 @@ def test_save_and_load(run: Callable[[], Path], tmp_path: Path) -> None:
         "model.safetensors",
         "tokenizer.json",
         "clock.json",
+        "data.json",
     }
     again = flowlm.FlowLM.from_pretrained(tmp_path / "new" / "model")
     assert again.denoiser.config == model.denoiser.config

@@ -128,7 +128,7 @@ def test_coupled_needs_one_vocabulary() -> None:
 # Each low-rank gradient is the mean of the dense one over the z that give the same y_0. So both are taken
 # at the same y_0, batch by batch: the differences have mean zero and little variance.
 
-BATCHES, ROWS = 150, 1500
+BATCHES, ROWS = 400, 1500
 
 
 def network(y: Tensor, t: Tensor, seed: int) -> Tensor:
@@ -201,7 +201,7 @@ def gradient_gap(name: str, noise: Noise) -> tuple[float, float]:
 def test_low_rank_gradient_is_the_dense_one(loss: str) -> None:
     deviations, relative = gradient_gap(loss, low_rank_noise)
     assert deviations < 4.5
-    assert relative < 0.02
+    assert relative < 0.01
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_coupled_gradient_is_the_dense_one(kind: str) -> None:
     mean = {name: torch.stack(gap).mean(0) for name, gap in gaps.items()}
     error = torch.stack(gaps["coupled"]).std(0) / math.sqrt(BATCHES)
     assert ((mean["coupled"].abs() - 1e-4 * scale) < 4.5 * error).all()
-    assert mean["coupled"].abs().max() < 0.02 * scale
+    assert mean["coupled"].abs().max() < 0.01 * scale
     assert mean["detached"].abs().max() > 0.05 * scale
 
 

@@ -211,8 +211,10 @@ WIDE = BIG_B * BIG_L * BIG_V
 
 
 def big_denoiser(two_times: bool) -> Denoiser:
-    backbone = BackboneConfig(width=BIG_D, depth=1, heads=2, conditioning=16, max_length=BIG_L)
-    return Denoiser(DenoiserConfig(vocab_size=BIG_V, length=BIG_L, two_times=two_times, backbone=backbone))
+    backbone = BackboneConfig(width=BIG_D, depth=1, heads=2, conditioning=16)
+    return Denoiser(
+        DenoiserConfig(vocab_size=BIG_V, length=BIG_L, two_times=two_times, prior_rank=16, backbone=backbone)
+    )
 
 
 def backward(objective: Objective, model: Denoiser) -> None:

@@ -208,4 +208,4 @@ def test_means_over_seeds() -> None:
     two = {"rows": [row | {"valid": 0.4, "slot_tv": 0.3, "pair_tv": 0.4}]}
     (mean,) = script.mean_rows([one, two])
     assert mean["valid"] == pytest.approx(0.25)
-    assert (mean["slot_tv"], mean["pair_tv"], mean["each seed"]) == (0.3, pytest.approx(0.3), "10.0 / 40.0")
+    assert (mean["slot_tv"], mean["pair_tv"], mean["each seed"]) == (None, pytest.approx(0.3), "10.0 / 40.0")

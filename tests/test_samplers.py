@@ -28,7 +28,7 @@ SEED = 11
 
 def make(two_times: bool = True, vocab_size: int = V) -> Denoiser:
     torch.manual_seed(0)
-    backbone = BackboneConfig(width=D, depth=2, heads=2, conditioning=8, max_length=L)
+    backbone = BackboneConfig(width=D, depth=2, heads=2, conditioning=8)
     net = Denoiser(DenoiserConfig(vocab_size=vocab_size, length=L, two_times=two_times, backbone=backbone))
     unzero(net)
     with torch.no_grad():

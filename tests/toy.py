@@ -142,7 +142,6 @@ def tiny_denoiser(two_times: bool = False, seed: int = 0, head_start: float = 0.
         position="learned",
         position_scale=0.1,
         qk_norm=False,
-        max_length=LENGTH,
         time_scale=10,
     )
     config = DenoiserConfig(

@@ -44,15 +44,13 @@ class BackboneConfig:
     """"rotary", "learned" (absolute), or "both"."""
     position_scale: float = 0.5
     """Standard deviation of learned positions at the start; of the order of the noisy state's own."""
-    max_length: int = 64
-    """Longest sequence that learned positions cover."""
     qk_norm: bool = True
     """Normalise queries and keys per head (RMS); learns agreement over a distance sooner."""
     time_scale: float = 1.0
     """Multiplies τ before its sinusoidal embedding; the published models use 1."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "heads", "depth", "conditioning", "max_length", "mlp_ratio"):
+        for name in ("width", "heads", "depth", "conditioning", "mlp_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"model.backbone.{name} must be positive, got {getattr(self, name)}")
         if self.attention_softcap < 0:
@@ -163,29 +161,32 @@ class Block(nn.Module):
 
 
 class Backbone(nn.Module):
-    """The blocks and the final modulated norm: (h (B, L, d), cond (B, 1|L, C)) -> hidden (B, L, d)."""
+    """The blocks and the final modulated norm: (h (B, L, d), cond (B, 1|L, C)) -> hidden (B, L, d).
 
-    def __init__(self, config: BackboneConfig):
+    Args:
+        config: shape and choices.
+        length: longest sequence that learned positions cover.
+    """
+
+    def __init__(self, config: BackboneConfig, length: int):
         super().__init__()
-        self.config = config
+        self.config, self.length = config, length
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = Norm(config.width, config.norm)
         self.modulation = nn.Linear(config.conditioning, 2 * config.width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         if config.position != "rotary":
-            self.positions = nn.Parameter(
-                config.position_scale * torch.randn(config.max_length, config.width)
-            )
+            self.positions = nn.Parameter(config.position_scale * torch.randn(length, config.width))
 
     def forward(self, h: Tensor, cond: Tensor) -> Tensor:
         cfg = self.config
         length = h.shape[1]
         if cfg.position != "rotary":
-            if length > cfg.max_length:
+            if length > self.length:
                 raise ValueError(
-                    f"a sequence of {length} tokens is longer than the {cfg.max_length} learned positions: "
-                    "train with model.backbone.max_length at least as large, or position = 'rotary'"
+                    f"a sequence of {length} tokens is longer than the {self.length} learned positions: "
+                    "train with model.length at least as large, or model.backbone.position = 'rotary'"
                 )
             h = h + self.positions[:length].to(h.dtype)
         rotary = None

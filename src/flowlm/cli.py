@@ -130,13 +130,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if args[0] not in commands:
         return _fail(f"unknown command {args[0]!r}: {nearest(args[0], commands)}")
+    from flowlm.device import is_out_of_memory
     from flowlm.training.loop import TrainingError
 
     try:
         return commands[args[0]](args[1:])
-    except (ValueError, OSError, ImportError, TrainingError) as error:
-        if os.environ.get("FLOWLM_DEBUG"):
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        memory = is_out_of_memory(error)
+        if os.environ.get("FLOWLM_DEBUG") or (
+            isinstance(error, RuntimeError) and not memory and not isinstance(error, TrainingError)
+        ):
             raise
+        if memory and not isinstance(error, TrainingError):
+            return _fail(
+                "out of memory: this model and its passages do not fit; try --device cpu, or a smaller model"
+            )
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
             message = f"{error.filename}: {message}"
@@ -178,6 +186,10 @@ class _RunOptions:
     """Continue this run directory, interrupted or killed, from its newest checkpoint."""
     force: bool = False
     """Replace a run that is already there."""
+    device: str = ""
+    """Short for --train.device: auto, cpu, cuda or mps."""
+    dtype: str = ""
+    """Short for --train.dtype: auto, bfloat16 or float32."""
 
 
 def _train(args: list[str]) -> int:
@@ -206,8 +218,14 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
         teacher = _peek(args, "--teacher") or values.get("teacher", "")
         if teacher:
             # The student learns on its teacher's data unless told otherwise.
-            run = read_toml(Path(teacher) / "config.toml") if (Path(teacher) / "config.toml").exists() else {}
-            values = merge({"data": run.get("data", {})}, values)
+            path = Path(teacher) / "config.toml"
+            if path.exists():
+                values = merge({"data": read_toml(path).get("data", {})}, values)
+            elif "data" not in values and not any(arg.startswith("--data.") for arg in args):
+                raise ValueError(
+                    f"{teacher} has no config.toml that names its data, and neither does {recipe or 'the command'}: "
+                    "add --data.corpus grammar, or --data.corpus text --data.path FILE"
+                )
         values.setdefault("objective", objective)
     try:
         config = from_dict(RunConfig, values)
@@ -226,19 +244,33 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     }[command]
     options = _options(kind, kind(), args, f"flowlm {command} [RECIPE.toml]", what)
     if options.resume:
-        if recipe or options != kind(resume=options.resume):
+        micro_batch = options.config.train.micro_batch
+        alone = kind(
+            config=dataclasses.replace(
+                config, train=dataclasses.replace(config.train, micro_batch=micro_batch)
+            ),
+            resume=options.resume,
+        )
+        if recipe or options != alone:
             raise ValueError(
-                "--resume continues a run as it was, with nothing beside it; to go on with other settings start a "
+                "--resume continues a run as it was, with nothing beside it but --train.micro-batch; to go on with "
+                "other settings start a "
                 f"new run from its weights: flowlm {command} RECIPE.toml --init {options.resume}"
             )
-        trainer = open_run(options.resume, say=_say)
+        trainer = open_run(
+            options.resume,
+            micro_batch=None if micro_batch == config.train.micro_batch else micro_batch,
+            say=_say,
+        )
     else:
         if not recipe:
             raise ValueError(f"give a recipe, such as flowlm {command} recipes/grammar.toml, or --resume RUN")
         if command == "distill" and not options.config.teacher:
             raise ValueError("distill needs its teacher: --teacher RUN, the run directory of a trained FLM")
         folder = options.out or default_run_folder(recipe)
-        trainer = Trainer(options.config, folder, say=_say)
+        short = {name: value for name in ("device", "dtype") if (value := getattr(options, name))}
+        train = dataclasses.replace(options.config.train, **short)
+        trainer = Trainer(dataclasses.replace(options.config, train=train), folder, say=_say)
         trainer.start(force=options.force)
         _say(f"{trainer.run.path}: {_size(to_dict(trainer.config), trainer.model)}")
     result = trainer.train()

@@ -184,10 +184,11 @@ def _pace(flow: RunConfig, corpus: Corpus, out: Path, say: Callable[[str], None]
     return pace
 
 
-def _time_steps(trainer: Trainer, warm: int = 3, counted: int = 12) -> tuple[float, float]:
+def _time_steps(trainer: Trainer, warm: int = 3, enough: float = 8.0) -> tuple[float, float]:
     """Seconds that starting takes (compiling, above all), and seconds of a step after it."""
-    taken = []
-    for _ in range(warm + counted):
+    taken: list[float] = []
+    # Long enough that what a processor can do for a moment is not taken for what it keeps up.
+    while len(taken) < warm + 8 or sum(taken[warm:]) < enough:
         start = time.perf_counter()
         trainer.optimize()
         taken.append(time.perf_counter() - start)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from flowlm.backbone import Backbone, BackboneConfig, TimeEmbedding
 from flowlm.clock import make_clock
 from flowlm.device import wide
+from flowlm.local import LocalPosterior
 from flowlm.path import (
     DenseNoise,
     LowRankNoise,
-    evidence_features,
     evidence_weights,
     noise_law,
     step,
@@ -93,7 +93,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"model.embedding_scale must be positive, got {config.embedding_scale}")
         bound = config.embedding_scale / width**0.5
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-bound, bound))
-        self.backbone = Backbone(config.backbone)
+        self.backbone = Backbone(config.backbone, config.length)
         self.time_embedding = TimeEmbedding(config.backbone.conditioning, config.backbone.time_scale)
         if config.two_times:
             self.end_embedding = TimeEmbedding(
@@ -106,14 +106,9 @@ class Denoiser(nn.Module):
             width, config.vocab_size, config.logit_softcap, self.embedding if config.tied_head else None
         )
         if config.local_posterior:
-            self.local_embedding = nn.Parameter(self.embedding.detach().clone())
-            self.local_bias = nn.Parameter(torch.zeros(config.vocab_size))
-            if config.prior_rank:
-                self.prior_positions = nn.Parameter(torch.randn(config.length, config.prior_rank))
-                self.prior_tokens = nn.Parameter(torch.zeros(config.vocab_size, config.prior_rank))
-            self.local_gain = nn.Linear(config.backbone.conditioning, 1)
-            nn.init.zeros_(self.local_gain.weight)
-            nn.init.zeros_(self.local_gain.bias)
+            self.local = LocalPosterior(
+                self.embedding, config.length, config.backbone.conditioning, config.prior_rank
+            )
         self._holds = False
         self._evidence: Tensor | None = None
         self.clock = make_clock(config.clock, config.vocab_size)
@@ -136,8 +131,16 @@ class Denoiser(nn.Module):
             raise ValueError(
                 "this denoiser was built with one time (FLM): it has no δ_{s,t}; distil it first"
             )
+        if y.shape[1] > self.config.length and (
+            self.config.head_start or (self.config.local_posterior and self.config.prior_rank)
+        ):
+            raise ValueError(
+                f"a passage of {y.shape[1]} tokens is longer than the {self.config.length} positions whose prior this "
+                "denoiser has learned: train with a larger model.length, or with model.prior_rank 0 and "
+                "flow_map.head_start 0"
+            )
         if t is not None and self.config.head_start:
-            y, s = self._head_start(y, s, t)
+            y, s = self.head_start(y, s, t)
         # Times in float32: rounded to bfloat16, τ = .800 and .804 would be one time.
         with torch.autocast(y.device.type, enabled=False):
             cond = self.time_embedding(self.clock.tau(_batched(s, y)))
@@ -151,7 +154,7 @@ class Denoiser(nn.Module):
             h = h * (variance * power).rsqrt().to(h.dtype)
         cond = F.silu(cond)
         if self.config.local_posterior:
-            h = h + self._local_posterior(y, s, cond)
+            h = h + self.local(y, _batched(s, y), cond, self._evidence_weights())
         if torch.is_autocast_enabled(y.device.type):
             # The residual stream follows the compute dtype: otherwise every block casts back and forth.
             dtype = torch.get_autocast_dtype(y.device.type)
@@ -159,7 +162,7 @@ class Denoiser(nn.Module):
         # The final norm may come out in float32; the head, the widest product of all, runs in the compute dtype.
         return Posterior(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
 
-    def _head_start(self, y: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
+    def head_start(self, y: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """The state at u, a share of the clock time from s to t, had it gone there towards the mean alone; and u.
 
         D_0 does not depend on y: it is the law of each position's token, whose mean is `mean`. From s = 0 this is
@@ -176,33 +179,6 @@ class Denoiser(nn.Module):
             # Near the data τ rounds to 1, and its inverse with it: there the state stays where it is.
             u = torch.where(way > CLOCK_ROUNDING, torch.minimum(torch.maximum(u, start), end), start)
             return step(y, self.mean[: y.shape[1]].to(y.dtype), start, u), u.to(given.dtype)
-
-    def _local_posterior(self, y: Tensor, s: Tensor | float, cond: Tensor) -> Tensor:
-        """softmax(log p(y_l | token) + log-prior_l(token))·E' at each position (B, L, d), E' an embedding of its own.
-
-        What a lone position says is known in closed form, and is sharp where the state is not: attention has
-        tokens to compare from the first block on. A statistic of the state: no gradient passes to y or E.
-
-        The gain on y is the likelihood's and a learned function of the times, zero at the start: at s = 0 the
-        likelihood is flat, but a flow map must see in the noise which tokens it leads to.
-        """
-        device = y.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y.dtype
-        rows = self._evidence_weights().to(dtype)
-        if self.config.prior_rank:
-            rows = torch.cat([rows, self.prior_tokens.to(dtype)], -1)
-
-        def head(features: Tensor) -> Tensor:
-            return F.linear(features, rows, self.local_bias.to(dtype)).float()
-
-        with torch.autocast(device, enabled=False):
-            # Tangents (forward mode) pass, gradients do not.
-            seen = y.detach() if torch.is_grad_enabled() else y
-            features = evidence_features(seen, _batched(s, y), self.local_gain(cond)).to(dtype)
-            if self.config.prior_rank:
-                positions = self.prior_positions[: y.shape[1]].to(dtype)
-                features = torch.cat([features, positions.expand(len(y), -1, -1)], -1)
-        return Posterior(features, head, self.local_embedding).embed(dtype=dtype)
 
     @torch.no_grad()
     def set_mean(self, tokens: Tensor) -> None:

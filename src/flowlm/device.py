@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 from contextlib import AbstractContextManager
 from typing import Any
@@ -67,3 +68,10 @@ def precision(device: torch.device, dtype: torch.dtype) -> AbstractContextManage
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory, of the device or the host, did not suffice."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return re.search(r"can't allocate memory|out of memory|not enough memory", str(error), re.I) is not None

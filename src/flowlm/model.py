@@ -23,6 +23,7 @@ from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.samplers import Sample, Step, check_sampler_options, sample
 
 FORMAT = "flowlm/1"
+DATA = "data.json"
 
 #: State held at once while sampling, in elements of (batch, L, max(d, V/8)): about 0.5 GiB with the network's own.
 SAMPLE_ELEMENTS = 2**23
@@ -66,6 +67,8 @@ class FlowLM:
         self.denoiser, self.tokenizer, self.sampling_clock = denoiser, tokenizer, sampling_clock
         self.source: Path | None = None
         """The file its weights were read from, if any."""
+        self.data: dict[str, Any] = {}
+        """What is known of the data it was trained on: data.json of its run."""
 
     @property
     def embedding(self) -> nn.Parameter:
@@ -105,10 +108,11 @@ class FlowLM:
         place = resolve_device(device)
         model = cls(denoiser.to(place), tokenizer, None if sampling is None else sampling.to(place))
         model.source = folder / f"{name}.safetensors"
+        model.data = describe_data(folder)
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json, model.safetensors and the tokenizer; each file atomically.
+        """Write config.json, model.safetensors, the tokenizer and data.json; each file atomically.
 
         Raises:
             OSError: with the reason and what to do (full disk, no permission).
@@ -119,6 +123,10 @@ class FlowLM:
         (folder / "ema.safetensors").unlink(missing_ok=True)
         self.tokenizer.save(folder)
         write_sampling_clock(folder, self.sampling_clock)
+        if self.data:
+            files.write_json(folder / DATA, self.data)
+        else:
+            (folder / DATA).unlink(missing_ok=True)
         # The config last: a folder without it is known to be half-written.
         write_model_config(folder, self.denoiser.config)
 
@@ -174,6 +182,23 @@ class FlowLM:
                 `flowlm.sample`. Passage i depends on (seed, first + i) alone.
         """
         return [text for part in self.generate_in_parts(num, steps, **options) for text in part.texts]
+
+
+def describe_data(folder: Path) -> dict[str, Any]:
+    """data.json of a run; empty for a model saved without one.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = folder / DATA
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove it; what it says of the data is then not known"
+        ) from None
 
 
 def write_model_config(folder: Path, config: DenoiserConfig) -> None:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -122,9 +121,8 @@ def test_most_frequent_words_come_first() -> None:
     assert [tokenizer.token(i) for i in range(tokenizer.vocab_size)] == [EOS, PAD, "b", "a", "c", "d"]
 
 
-@pytest.mark.parametrize("limit", [{"max_vocab": 2}, {"min_count": 2}])
-def test_words_left_out_become_unk(limit: dict[str, Any]) -> None:
-    tokenizer = Tokenizer.train_words(["b b b a a c"], **limit)
+def test_words_left_out_become_unk() -> None:
+    tokenizer = Tokenizer.train_words(["b b b a a c"], max_vocab=2)
     assert tokenizer.vocab_size == 5
     assert tokenizer.unk_id == 2
     assert tokenizer.token(2) == UNK
@@ -160,7 +158,7 @@ def test_bad_vocabularies(vocab: list[str], reason: str) -> None:
 
 
 def test_bad_limits() -> None:
-    with pytest.raises(ValueError, match="got -1 and 1"):
+    with pytest.raises(ValueError, match="got -1"):
         Tokenizer.train_words(["a b"], max_vocab=-1)
     with pytest.raises(ValueError, match="not both"):
         Tokenizer.train_words(["a b"], vocab=["a", "b"], max_vocab=1)

@@ -74,6 +74,6 @@ def test_flow_map_learns_from_the_teacher(options: dict[str, Any], steps: int, t
 
 def test_flow_map_learns_without_a_teacher() -> None:
     student = toy.tiny_denoiser(two_times=True)
-    toy.train(FlowMapObjective(FlowMapConfig(**PUBLISHED), CLOCK), student, 600, lr=5e-3)
-    assert toy.kl_to_exact(student, pairs=True) < 0.04
-    assert distance(student) < 0.15
+    toy.train(FlowMapObjective(FlowMapConfig(**PUBLISHED), CLOCK), student, 1500, lr=5e-3)
+    assert toy.kl_to_exact(student, pairs=True) < 0.02
+    assert distance(student) < 0.15  # its targets are its own: the law comes slower than from a teacher

@@ -11,7 +11,7 @@ from flowlm.training.ema import Ema
 
 
 def _model(**fields: bool) -> Denoiser:
-    backbone = BackboneConfig(width=8, depth=1, heads=2, conditioning=8, max_length=4)
+    backbone = BackboneConfig(width=8, depth=1, heads=2, conditioning=8)
     return Denoiser(DenoiserConfig(vocab_size=5, length=4, backbone=backbone, **fields))
 
 

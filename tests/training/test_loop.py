@@ -403,6 +403,18 @@ def test_the_adaptive_clock_is_trained_saved_and_restored(objective: str, tmp_pa
     assert not torch.allclose(model.sampling_clock.time(tau), model.denoiser.clock.time(tau))
 
 
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_held_out_times_do_not_move_with_the_adaptive_clock(objective: str, tmp_path: Path) -> None:
+    over = {"clock.kind": "adaptive", "clock.refit_every": 1, "train.batch": 64}
+    trainer = Trainer(_config(objective, over), tmp_path, say=silent)
+    before = trainer.held_out()
+    assert isinstance(trainer.clock, AdaptiveClock)
+    t = torch.rand(4000)
+    trainer.clock.observe(t, 1 - t)
+    trainer.clock.refit()
+    assert trainer.held_out() == before
+
+
 def test_a_fixed_clock_draws_in_the_conditioning_clocks_time(tmp_path: Path) -> None:
     trainer = begin(tmp_path / "run", settings({"train.batch": 64}))
     draws = trainer.objective.draw(64, torch.Generator().manual_seed(0))
@@ -543,9 +555,37 @@ def test_out_of_memory_names_what_would_fit(
         raise error
 
     _before_step(trainer, 4, full)
-    with pytest.raises(TrainingError, match=r"out of memory at step 4 " + fix) as caught:
+    with pytest.raises(TrainingError, match=r"out of memory at step 4, training, " + fix) as caught:
         trainer.train()
     assert f"The last good checkpoint is {trainer.run.checkpoint(4)}." in str(caught.value)
+
+
+def test_out_of_memory_while_evaluating_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = begin(tmp_path / "run", settings({"train.save_every": 2, "train.eval_every": 3}))
+
+    def full(self: Trainer) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Trainer, "held_out", full)
+    with pytest.raises(TrainingError, match=r"out of memory at step 3, evaluating, .*--train\.micro-batch 4"):
+        trainer.train()
+    monkeypatch.undo()
+    resumed = open_run(tmp_path / "run", micro_batch=4, say=silent)
+    assert resumed.step == 3
+    assert resumed.config.train.micro_batch == 4
+    assert resumed.train().finished
+
+
+def test_a_resume_refuses_the_tokenizer_of_another_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(flm(), run)
+    config = (run / "config.toml").read_text()
+    sha = FlowLM.from_pretrained(flm()).tokenizer.vocabulary_sha256
+    (run / "config.toml").write_text(config.replace(sha, "0" * 64))  # of as many tokens, but others
+    with pytest.raises(ValueError, match=r"tokenizer\.json \(17 tokens\) is the tokenizer of another run"):
+        open_run(run, say=silent)
 
 
 def test_other_errors_are_not_called_out_of_memory(tmp_path: Path) -> None:
@@ -576,7 +616,7 @@ def test_the_config_that_is_saved_is_resolved(tmp_path: Path) -> None:
     trainer = begin(tmp_path / "run", settings())
     model = trainer.config.model
     assert model.vocab_size == trainer.corpus.tokenizer.vocab_size == 17
-    assert model.backbone.max_length == model.length == 12
+    assert trainer.model.backbone.length == model.length == 12
     trainer.train()
     again = open_run(tmp_path / "run", say=silent)
     assert again.config == dataclasses.replace(trainer.config)

@@ -23,7 +23,7 @@ BLOCK_MATRICES = {
 
 def _model() -> Denoiser:
     torch.manual_seed(0)
-    backbone = BackboneConfig(width=32, depth=2, heads=2, conditioning=16, max_length=8)
+    backbone = BackboneConfig(width=32, depth=2, heads=2, conditioning=16)
     return Denoiser(DenoiserConfig(vocab_size=11, length=8, two_times=True, backbone=backbone))
 
 

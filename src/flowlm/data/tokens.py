@@ -246,18 +246,17 @@ class Tokenizer:
         *,
         vocab: Sequence[str] | None = None,
         max_vocab: int = 0,
-        min_count: int = 1,
     ) -> Tokenizer:
         """One token per word: those of `vocab`, in its order, or those of `texts`, most frequent first.
 
-        At most `max_vocab` words (0: no limit), each seen at least `min_count` times. [UNK] is added if and
-        only if `texts` has words that are left out. ValueError: fewer than two words, a bad `vocab`.
+        At most `max_vocab` words (0: no limit). [UNK] is added if and only if `texts` has words that are left out.
+        ValueError: fewer than two words, a bad `vocab`.
         """
         from tokenizers import Regex, models, pre_tokenizers
         from tokenizers import Tokenizer as Model
 
-        if max_vocab < 0 or min_count < 1:
-            raise ValueError(f"max_vocab must be >= 0 and min_count >= 1, got {max_vocab} and {min_count}")
+        if max_vocab < 0:
+            raise ValueError(f"max_vocab must be >= 0, got {max_vocab}")
         splitter = pre_tokenizers.Split(Regex(_WORD), "removed", invert=True)
         model = Model(models.WordLevel({}, unk_token=UNK))
         model.pre_tokenizer = splitter
@@ -270,10 +269,10 @@ class Tokenizer:
                 counts[word] += count
         if vocab is None:
             ranked = sorted(counts, key=lambda word: (-counts[word], word))
-            words = [word for word in ranked if counts[word] >= min_count][: max_vocab or None]
+            words = ranked[: max_vocab or None]
         else:
-            if max_vocab or min_count > 1:
-                raise ValueError("give either vocab or a limit (max_vocab, min_count), not both")
+            if max_vocab:
+                raise ValueError("give either vocab or max_vocab, not both")
             words = list(vocab)
             if len(set(words)) < len(words):
                 twice = next(word for word, count in Counter(words).items() if count > 1)

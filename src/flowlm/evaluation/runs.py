@@ -24,25 +24,8 @@ from flowlm.evaluation.samples import (
     write_samples,
 )
 from flowlm.files import write_data
-from flowlm.model import FlowLM
+from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Progress
-
-
-def describe_data(folder: Path) -> dict[str, Any]:
-    """data.json of a run; empty for a model saved without one.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    path = folder / "data.json"
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): remove it; what it says of the data is then not known"
-        ) from None
 
 
 def write_run_samples(

@@ -11,7 +11,6 @@ import copy
 import dataclasses
 import json
 import math
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.device import precision, resolve_device, resolve_dtype
+from flowlm.device import is_out_of_memory, precision, resolve_device, resolve_dtype
 from flowlm.model import FlowLM, load_weights, read_model_config
 from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
 from flowlm.objectives.flow_map import KINDS
@@ -107,12 +106,10 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
                 f"model.vocab_size = {model.vocab_size}, but the data's tokenizer has {tokenizer.vocab_size} tokens: "
                 "leave it out, or set data.vocab_size"
             )
-        backbone = dataclasses.replace(model.backbone, max_length=model.length)
         model = dataclasses.replace(
             model,
             vocab_size=tokenizer.vocab_size,
             vocabulary=tokenizer.vocabulary_sha256,
-            backbone=backbone,
             **as_map,
         )
     return dataclasses.replace(config, model=model)
@@ -132,7 +129,6 @@ def _differences(model: DenoiserConfig, source: DenoiserConfig) -> list[str]:
         vocabulary=source.vocabulary,
         two_times=source.two_times,
         head_start=source.head_start,
-        backbone=dataclasses.replace(model.backbone, max_length=source.backbone.max_length),
     )
     return [
         f"{prefix}.{name} = {getattr(mine, name)!r} (the run has {getattr(other, name)!r})"
@@ -203,6 +199,7 @@ class Trainer:
         if config.model.head_start and not source_is_map:
             self.model.set_mean(_spread(self.corpus.train, MEAN_ROWS))
         # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
+        held_out_clock: Clock = copy.deepcopy(self.model.clock)
         self.clock: Clock = copy.deepcopy(self.model.clock)
         if config.clock.kind == "adaptive":
             self.clock = AdaptiveClock(self.clock, floor=config.clock.floor)
@@ -218,15 +215,22 @@ class Trainer:
                 self.model.mean.requires_grad_(False)
         self.ema = Ema(self.model, config.train.ema)
         self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
-        self.objective: Objective
-        if config.objective == "flow":
-            self.objective = FlowObjective(self.clock)
-        else:
-            if teacher is not None:
-                teacher = teacher.to(self.device)
-            self.objective = FlowMapObjective(config.flow_map, self.clock, teacher, self.ema.model)
+        if teacher is not None:
+            teacher = teacher.to(self.device)
+
+        def objective(clock: Clock) -> Objective:
+            if config.objective == "flow":
+                return FlowObjective(clock)
+            return FlowMapObjective(config.flow_map, clock, teacher, self.ema.model)
+
+        self.objective = objective(self.clock)
+        # Held-out times follow the conditioning clock: two losses are of one law, whatever training draws.
+        self._held_out_objective = objective(held_out_clock)
         self._networks = [n for n in (self.model, self.ema.model, teacher) if n is not None]
         if config.train.compile:
+            # Student, teacher and average share one forward; each shape of a batch is compiled for each of them. The
+            # default limit, 8, would leave the last of them uncompiled.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             for network in self._networks:
                 network.backbone.compile()
         self.step = 0
@@ -302,7 +306,8 @@ class Trainer:
                     )
                 last = self.step == cfg.steps
                 if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
-                    self._evaluate(metrics, progress.say)
+                    with self._memory_guard("evaluating", save=True):
+                        self._evaluate(metrics, progress.say)
                 # The best weights are worth a checkpoint wherever they come.
                 best = cfg.choose == "best" and self.best is not None and self.best[1] == self.step
                 if last or best or self.step % cfg.save_every == 0:
@@ -329,25 +334,38 @@ class Trainer:
 
     # -- one step ------------------------------------------------------------------------------------------
 
-    def _guarded_step(self) -> tuple[float, float]:
+    @contextlib.contextmanager
+    def _memory_guard(self, what: str, *, save: bool) -> Iterator[None]:
+        """Turns running out of memory into what to do about it, after saving where the weights are whole."""
         cfg = self.config.train
         size = min(cfg.micro_batch or cfg.batch, cfg.batch)
         try:
-            loss, norm = self.optimize()
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
+            if save:
+                self._save()
             half = size // 2
+            again = (
+                f" or, to go on from it, flowlm train --resume {self.run.path}" if self.run.steps() else ""
+            )
             fix = (
                 f"--train.micro-batch {half} (accumulating {math.ceil(cfg.batch / half)} of them a step) gives the "
-                "same result in about half the memory"
+                f"same result{' but for dropout' if self.config.model.backbone.dropout else ''} in about half the "
+                f"memory; add it to the command{again}"
                 if half
                 else "make the model or its passages smaller (--model.backbone.width, --model.length)"
             )
             raise TrainingError(
-                f"out of memory at step {self.step} with {size} passages of {self.config.model.length} tokens in a "
-                f"forward pass: {fix}. {self._last_good()}"
+                f"out of memory at step {self.step}, {what}, with {size} passages of {self.config.model.length} tokens "
+                f"in a forward pass: {fix}. {self._last_good()}"
             ) from error
+
+    def _guarded_step(self) -> tuple[float, float]:
+        cfg = self.config.train
+        with self._memory_guard("training", save=False):
+            loss, norm = self.optimize()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             path = self.run.path / f"nonfinite-step-{self.step:08d}.safetensors"
             tokens = self.loader.batch(self.step)
@@ -380,7 +398,7 @@ class Trainer:
             stop = min(start + size, cfg.batch)
             part = {name: value[start:stop] for name, value in draws.items()}
             losses = self._losses(
-                self.model, self.loader.batch(step, start, stop), "noise", step, start, part
+                self.objective, self.model, self.loader.batch(step, start, stop), "noise", step, start, part
             )
             loss = losses.sum() / count
             # The noise law's graph (its Gram) is shared by the micro-batches.
@@ -397,17 +415,24 @@ class Trainer:
         return float(total), float(norm)
 
     def _losses(
-        self, model: Denoiser, tokens: Tensor, stream: str, step: int, first: int, draws: dict[str, Tensor]
+        self,
+        objective: Objective,
+        model: Denoiser,
+        tokens: Tensor,
+        stream: str,
+        step: int,
+        first: int,
+        draws: dict[str, Tensor],
     ) -> Tensor:
         seed = self.config.train.seed
         rows = [(seed, stream, step, first + i) for i in range(len(tokens))]
-        xi = rng.normal_rows(rows, (tokens.shape[1], self.objective.noise_width), self.device)
+        xi = rng.normal_rows(rows, (tokens.shape[1], objective.noise_width), self.device)
         torch.manual_seed(rng.key(seed, "dropout", step, first))
         with contextlib.ExitStack() as stack:
             stack.enter_context(precision(self.device, self.dtype))
             for network in self._networks:
                 stack.enter_context(network.frozen_embedding())
-            return self.objective.losses(model, tokens.to(self.device), xi, draws)
+            return objective.losses(model, tokens.to(self.device), xi, draws)
 
     # -- looking at it -------------------------------------------------------------------------------------
 
@@ -420,13 +445,14 @@ class Trainer:
         rows_held = self.corpus.held_out[order[:HELD_OUT_ROWS].numpy()]
         tokens = torch.from_numpy(rows_held.astype("int64"))
         model = self.ema.model
-        self.objective.prepare(model)
-        draws = self.objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
+        objective = self._held_out_objective
+        objective.prepare(model)
+        draws = objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
         rows = []
         size = cfg.micro_batch or cfg.batch
         for start in range(0, len(tokens), size):
             part = {name: value[start : start + size] for name, value in draws.items()}
-            losses = self._losses(model, tokens[start : start + size], "held-out", 0, start, part)
+            losses = self._losses(objective, model, tokens[start : start + size], "held-out", 0, start, part)
             rows.append(losses.mean(-1).float().cpu())
         loss = torch.cat(rows)
         at = draws["s"] if "s" in draws else draws["t"]
@@ -488,8 +514,15 @@ class Trainer:
         self.run.prune(self.config.train.keep, chosen)
 
 
-def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Trainer:
+def open_run(
+    folder: str | Path, *, micro_batch: int | None = None, say: Callable[[str], None] = print
+) -> Trainer:
     """A trainer restored from a run directory, at its newest checkpoint.
+
+    Args:
+        folder: the run directory.
+        micro_batch: passages per forward pass from now on, which the result does not depend on; as before when None.
+        say: where plain messages go.
 
     Raises:
         ValueError: no run there, no checkpoint, or one that does not fit.
@@ -506,10 +539,11 @@ def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Train
     saved = Tokenizer.load(Path(folder))
     length = config.model.length
     corpus = load_corpus(config.data, length, saved, say)
-    if corpus.tokenizer.vocab_size != config.model.vocab_size:
+    if config.model.vocabulary not in ("", corpus.tokenizer.vocabulary_sha256):
         raise ValueError(
-            f"{folder}/tokenizer.json has {corpus.tokenizer.vocab_size} tokens, the run's model "
-            f"{config.model.vocab_size}: it is the tokenizer of another run"
+            f"{folder}/tokenizer.json ({corpus.tokenizer.vocab_size} tokens) is the tokenizer of another run: the "
+            f"model was trained with one of {config.model.vocab_size} tokens, sha256 {config.model.vocabulary[:12]}…; "
+            "put it back"
         )
     described = Path(folder) / "data.json"
     kept = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
@@ -520,6 +554,9 @@ def open_run(folder: str | Path, *, say: Callable[[str], None] = print) -> Train
                 f"resume, or start a new run from these weights with --init {folder}"
             )
     # The weights come from the checkpoint, not from where the run once started, which may be gone.
+    if micro_batch is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
+        files.write_data(path, dump_toml(config))
     trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
     trainer.resume()
     return trainer
@@ -534,12 +571,6 @@ def _load_teacher(config: RunConfig) -> Denoiser | None:
             f"the teacher {config.teacher} is a flow map already: distil from the FLM it came from"
         )
     return teacher.requires_grad_(False)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return re.search(r"can't allocate memory|out of memory|not enough memory", str(error), re.I) is not None
 
 
 @contextlib.contextmanager
