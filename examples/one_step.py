@@ -21,14 +21,14 @@ DATA = torch.tensor([[LETTERS.index(letter) for letter in word] for word in WORD
 
 torch.manual_seed(0)
 shape = BackboneConfig(width=32, depth=2, heads=2, conditioning=32)
-student = Denoiser(DenoiserConfig(V, L, two_times=True, backbone=shape))
+student = Denoiser(DenoiserConfig(vocab_size=V, length=L, two_times=True, backbone=shape))
 student.embedding = torch.nn.Parameter(torch.eye(V, 32), requires_grad=False)  # so that y is x itself
 
 
 class Flow:
     """p(word | x_t = x) ∝ exp(Σ_l t x[l, word_l] / (1-t)²); D_t is its share for every letter and place."""
 
-    config, clock = DenoiserConfig(V, L), student.clock
+    config, clock = DenoiserConfig(vocab_size=V, length=L), student.clock
     embedding, noise_law = student.embedding, student.noise_law
 
     def __call__(self, y: torch.Tensor, t: torch.Tensor | float) -> Posterior:

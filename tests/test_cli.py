@@ -224,9 +224,10 @@ def test_a_resume_may_take_smaller_parts(tmp_path: Path, capsys: pytest.CaptureF
     shutil.rmtree(run / "checkpoints" / f"step-{30:08d}")
     assert command("train", "--resume", run, "--train.micro-batch", "3") == 0
     assert "micro_batch = 3" in (run / "config.toml").read_text()
+    start = tensors(run / "checkpoints" / f"step-{28:08d}" / "model.safetensors")
     before, after = tensors(flm() / "model.safetensors"), tensors(run / "model.safetensors")
     for name, value in before.items():
-        assert (after[name] - value).norm() <= 0.02 * value.norm() + 1e-6, name
+        assert (after[name] - value).norm() <= 0.1 * (value - start[name]).norm() + 1e-6, name
 
 
 def test_device_and_dtype_in_short(tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ def test_evaluate_a_run_on_the_grammar(tmp_path: Path, capsys: pytest.CaptureFix
         assert row["tokens_per_second"] == pytest.approx(20 * 64 / row["seconds"])
         assert sum(row["broken"].values()) > 0
         assert (row["slot_tv"] is None) == (row["parsed"] == 0)  # measured on those that parse
-        assert (row["pair_tv"] is None) == (row["valid"] == 0)
+        assert (row["pair_tv"] is None) == (row["parsed"] == 0)
         assert 0 < row["unique"] <= 1
         assert row["commit"]
     assert rows[2]["valid"] == 1.0

@@ -47,6 +47,8 @@ def label(choice: dict[str, Any]) -> str:
 def make(two_times: bool, **choice: Any) -> Denoiser:
     torch.manual_seed(0)
     settings = {"vocab_size": V, "length": L, "backbone": BACKBONE, **choice}
+    if not two_times:
+        settings.pop("head_start", None)  # of flow maps alone
     net = Denoiser(DenoiserConfig(two_times=two_times, **settings))
     unzero(net)
     return net
@@ -192,7 +194,9 @@ def test_from_noise_the_head_start_is_the_exact_first_step_of_the_flow() -> None
 @pytest.mark.parametrize("vocab", [40, 310, 50_000])
 def test_the_head_start_spares_a_state_near_the_data(vocab: int) -> None:
     """Where the clock rounds to 1 nothing moves; before, a step of a sixteenth is a small one."""
-    net = Denoiser(DenoiserConfig(vocab, length=L, two_times=True, head_start=1 / 16, backbone=BACKBONE))
+    net = Denoiser(
+        DenoiserConfig(vocab_size=vocab, length=L, two_times=True, head_start=1 / 16, backbone=BACKBONE)
+    )
     net.mean.data.normal_()
     y = state()
     for dtype in (torch.float32, torch.float64):
@@ -267,6 +271,11 @@ def test_what_follows_from_a_frozen_embedding_is_made_once(monkeypatch: pytest.M
 def test_an_embedding_needs_a_scale() -> None:
     with pytest.raises(ValueError, match=r"model\.embedding_scale must be positive, got 0"):
         make(False, embedding_scale=0.0)
+
+
+def test_a_head_start_is_for_flow_maps() -> None:
+    with pytest.raises(ValueError, match=r"model\.head_start = 0\.5 is for flow maps"):
+        Denoiser(DenoiserConfig(vocab_size=V, length=L, head_start=0.5, backbone=BACKBONE))
 
 
 def test_a_head_start_is_a_share_of_the_way() -> None:

@@ -57,11 +57,18 @@ def test_every_position_has_a_prior_of_its_own() -> None:
 def test_it_gives_the_state_no_gradient() -> None:
     """It is a statistic of the state; its own embedding, priors and gain learn."""
     local, e = make(rank=4)
+    torch.nn.init.normal_(local.prior_tokens)
     e.requires_grad_()
     y = state().requires_grad_()
     local(y, S, torch.randn(B, 1, C), evidence_weights(e)).square().sum().backward()
     assert y.grad is None
     assert e.grad is None
-    for learned in (local.embedding, local.bias, local.gain.weight, local.prior_tokens):
+    for learned in (
+        local.embedding,
+        local.bias,
+        local.gain.weight,
+        local.prior_tokens,
+        local.prior_positions,
+    ):
         assert learned.grad is not None
         assert learned.grad.any()

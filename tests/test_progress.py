@@ -29,7 +29,7 @@ def test_a_job_without_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress.time, "perf_counter", lambda: float(next(clock)))
     monkeypatch.setattr(progress.sys, "stderr", open("/dev/null"))  # noqa: SIM115
     lines: list[str] = []
-    with Progress(4, 0, 100, lines.append, label="passages") as bar:
+    with Progress(4, 0, 0, lines.append, label="calls") as bar:
         bar.advance(2)
         bar.advance(4)
-    assert lines == ["passages 2/4  10 tokens/s  20 s left", "passages 4/4  10 tokens/s  0 s left"]
+    assert lines == ["calls 2/4  20 s left", "calls 4/4  0 s left"]

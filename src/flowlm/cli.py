@@ -143,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if memory and not isinstance(error, TrainingError):
             return _fail(
-                "out of memory: this model and its passages do not fit; try --device cpu, or a smaller model"
+                "out of memory: this model and its passages do not fit on this device; use another one, or a smaller "
+                "model"
             )
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
@@ -259,7 +260,9 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
             )
         trainer = open_run(
             options.resume,
-            micro_batch=None if micro_batch == config.train.micro_batch else micro_batch,
+            micro_batch=micro_batch
+            if any("micro-batch" in arg or "micro_batch" in arg for arg in args)
+            else None,
             say=_say,
         )
     else:

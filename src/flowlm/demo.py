@@ -188,7 +188,7 @@ def _time_steps(trainer: Trainer, warm: int = 3, enough: float = 8.0) -> tuple[f
     """Seconds that starting takes (compiling, above all), and seconds of a step after it."""
     taken: list[float] = []
     # Long enough that what a processor can do for a moment is not taken for what it keeps up.
-    while len(taken) < warm + 8 or sum(taken[warm:]) < enough:
+    while len(taken) < warm + 12 or sum(taken[warm:]) < enough:
         start = time.perf_counter()
         trainer.optimize()
         taken.append(time.perf_counter() - start)

@@ -31,7 +31,7 @@ from flowlm.path import (
 from flowlm.posterior import Head, Posterior
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
     """What a denoiser is made of; saved as config.json beside its weights."""
 
@@ -84,6 +84,11 @@ class Denoiser(nn.Module):
         if config.prior_rank < 0:
             raise ValueError(
                 f"model.prior_rank cannot be negative, got {config.prior_rank}: 0 is one prior everywhere"
+            )
+        if config.head_start and not config.two_times:
+            raise ValueError(
+                f"model.head_start = {config.head_start} is for flow maps, which read two times: a denoiser of one "
+                "time goes nowhere"
             )
         if not 0 <= config.head_start < 1:
             raise ValueError(f"model.head_start is a share of the way in [0, 1), got {config.head_start}")

@@ -16,7 +16,7 @@ class Progress:
 
     Args:
         total, done: steps in all, and already taken.
-        tokens: tokens per step.
+        tokens: tokens per step; 0 shows no speed.
         say: where plain messages go.
         label: what is counted.
     """
@@ -41,12 +41,12 @@ class Progress:
                 MofNCompleteColumn(),
                 BarColumn(),
                 TextColumn("{task.fields[loss]}"),
-                TextColumn("{task.fields[speed]} tokens/s"),
+                TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
                 console=Console(stderr=True),
             )
             self._bar.start()
-            self._task = self._bar.add_task("", total=self.total, completed=self.first, loss="", speed="–")
+            self._task = self._bar.add_task("", total=self.total, completed=self.first, loss="", speed="")
         return self
 
     def __exit__(
@@ -63,7 +63,7 @@ class Progress:
         now = time.perf_counter()
         rate = (step - self.first) / (now - self._start)
         if self._bar is not None:
-            speed = f"{rate * self.tokens:,.0f}"
+            speed = f"{rate * self.tokens:,.0f} tokens/s" if self.tokens else ""
             self._bar.update(self._task, completed=step, loss=shown, speed=speed)
         elif now - self._told > PLAIN_EVERY or step == self.total:
             self._told = now
@@ -71,7 +71,7 @@ class Progress:
             parts = (
                 f"{self._label} {step}/{self.total}",
                 shown,
-                f"{rate * self.tokens:,.0f} tokens/s",
+                f"{rate * self.tokens:,.0f} tokens/s" if self.tokens else "",
                 f"{left:.0f} s left",
             )
             self._say("  ".join(part for part in parts if part))

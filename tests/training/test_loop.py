@@ -309,6 +309,33 @@ def test_init_continues_from_any_runs_averaged_weights(
     trainer.optimize()  # and it trains
 
 
+def test_a_flow_map_keeps_its_head_start(tmp_path: Path) -> None:
+    """Continued by --init, and resumed: the model is what its weights were made for."""
+    published = trained(tmp_path / "published", map_settings(flm(), {"flow_map.head_start": 0.0}))
+    assert "mean" not in tensors(published / "model.safetensors")
+    over = {"init": str(published), "objective": "flow-map", "train.save_every": 2}
+    message = r"flow_map\.head_start is 0\.0625, but .* with 0\.0 .*--flow-map\.head-start 0\.0"
+    with pytest.raises(ValueError, match=message):
+        Trainer(settings(over), tmp_path / "run", say=silent)
+    run = trained(tmp_path / "run", settings(over | {"flow_map.head_start": 0.0}))
+    shutil.rmtree(run / "checkpoints" / f"step-{8:08d}")
+    before, found, after = (run / "config.toml").read_text().rpartition("head_start = 0.0\n")  # of [flow_map]
+    assert found
+    (run / "config.toml").write_text(before + "head_start = 0.5\n" + after)
+    resumed = open_run(run, say=silent)
+    assert resumed.model.config.head_start == 0.0
+    assert resumed.train().finished
+
+
+@pytest.mark.parametrize("objective", ["flow", "flow-map"])
+def test_the_models_head_start_is_not_set_by_hand(objective: str, tmp_path: Path) -> None:
+    config = settings({"objective": objective, "model.head_start": 0.1})
+    with pytest.raises(
+        ValueError, match=r"model\.head_start = 0\.1 is filled in by itself: set flow_map\.head_start"
+    ):
+        Trainer(config, tmp_path, say=silent)
+
+
 def test_init_says_what_of_the_recipe_it_overrules(tmp_path: Path) -> None:
     said: list[str] = []
     config = settings({"init": str(flm()), "model.backbone.width": 64, "model.tied_head": True})
@@ -560,7 +587,7 @@ def test_out_of_memory_names_what_would_fit(
     assert f"The last good checkpoint is {trainer.run.checkpoint(4)}." in str(caught.value)
 
 
-def test_out_of_memory_while_evaluating_loses_nothing(
+def test_out_of_memory_while_evaluating_is_mended_by_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = begin(tmp_path / "run", settings({"train.save_every": 2, "train.eval_every": 3}))
@@ -573,9 +600,10 @@ def test_out_of_memory_while_evaluating_loses_nothing(
         trainer.train()
     monkeypatch.undo()
     resumed = open_run(tmp_path / "run", micro_batch=4, say=silent)
-    assert resumed.step == 3
+    assert resumed.step == 2
     assert resumed.config.train.micro_batch == 4
     assert resumed.train().finished
+    assert [line["step"] for line in metrics(tmp_path / "run") if "held_out" in line] == [3, 6, 8]
 
 
 def test_a_resume_refuses_the_tokenizer_of_another_run(tmp_path: Path) -> None:

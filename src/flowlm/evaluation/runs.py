@@ -131,11 +131,7 @@ def evaluate_run(
     """
     model = FlowLM.from_pretrained(run, device=device)
     rows = []
-    shown = (
-        contextlib.nullcontext()
-        if say is None
-        else Progress(num * sum(steps), 0, model.length, say, label="calls")
-    )
+    shown = contextlib.nullcontext() if say is None else Progress(num * sum(steps), 0, 0, say, label="calls")
     with shown as progress:
         before = 0
         for k in steps:

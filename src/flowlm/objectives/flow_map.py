@@ -92,7 +92,8 @@ class FlowMapConfig:
     """Network of the semigroup target: "student" (as it is) or "averaged" (its EMA)."""
     head_start: float = 0.0625
     """Share of the clock time from s to t that the state goes towards the data's mean before the network sees it.
-    From noise that is the flow's own first step, D_0 being the marginals: it costs no call."""
+    From noise that is the flow's own first step, D_0 being the marginals: it costs no call. Part of the student, not of
+    its loss: the trainer makes it with this share."""
     freeze_embedding: bool = True
     """Keep the teacher's embedding (and a head tied to it); otherwise it is trained, and the two read one x through
     two embeddings."""

@@ -99,6 +99,11 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
         model = student
     elif config.init:
         source = read_model_config(Path(config.init))
+        if source.two_times and as_map and source.head_start != config.flow_map.head_start:
+            raise ValueError(
+                f"flow_map.head_start is {config.flow_map.head_start}, but {config.init} was distilled with "
+                f"{source.head_start} and cannot change it: use --flow-map.head-start {source.head_start}"
+            )
         model = source if source.two_times else dataclasses.replace(source, **as_map)
     elif tokenizer is not None:
         if model.vocab_size not in (0, tokenizer.vocab_size):
@@ -106,12 +111,16 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
                 f"model.vocab_size = {model.vocab_size}, but the data's tokenizer has {tokenizer.vocab_size} tokens: "
                 "leave it out, or set data.vocab_size"
             )
-        model = dataclasses.replace(
-            model,
-            vocab_size=tokenizer.vocab_size,
-            vocabulary=tokenizer.vocabulary_sha256,
-            **as_map,
-        )
+        # A run that is resumed is what its config.toml says, wherever it once started.
+        if not model.vocabulary:
+            if model.head_start:
+                raise ValueError(
+                    f"model.head_start = {model.head_start} is filled in by itself: set flow_map.head_start, of a "
+                    "flow map (objective = 'flow-map')"
+                )
+            model = dataclasses.replace(
+                model, vocab_size=tokenizer.vocab_size, vocabulary=tokenizer.vocabulary_sha256, **as_map
+            )
     return dataclasses.replace(config, model=model)
 
 
@@ -306,7 +315,7 @@ class Trainer:
                     )
                 last = self.step == cfg.steps
                 if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
-                    with self._memory_guard("evaluating", save=True):
+                    with self._memory_guard("evaluating"):
                         self._evaluate(metrics, progress.say)
                 # The best weights are worth a checkpoint wherever they come.
                 best = cfg.choose == "best" and self.best is not None and self.best[1] == self.step
@@ -335,8 +344,8 @@ class Trainer:
     # -- one step ------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _memory_guard(self, what: str, *, save: bool) -> Iterator[None]:
-        """Turns running out of memory into what to do about it, after saving where the weights are whole."""
+    def _memory_guard(self, what: str) -> Iterator[None]:
+        """Turns running out of memory into what to do about it."""
         cfg = self.config.train
         size = min(cfg.micro_batch or cfg.batch, cfg.batch)
         try:
@@ -344,8 +353,6 @@ class Trainer:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            if save:
-                self._save()
             half = size // 2
             again = (
                 f" or, to go on from it, flowlm train --resume {self.run.path}" if self.run.steps() else ""
@@ -364,7 +371,7 @@ class Trainer:
 
     def _guarded_step(self) -> tuple[float, float]:
         cfg = self.config.train
-        with self._memory_guard("training", save=False):
+        with self._memory_guard("training"):
             loss, norm = self.optimize()
         if not (math.isfinite(loss) and math.isfinite(norm)):
             path = self.run.path / f"nonfinite-step-{self.step:08d}.safetensors"
@@ -521,7 +528,8 @@ def open_run(
 
     Args:
         folder: the run directory.
-        micro_batch: passages per forward pass from now on, which the result does not depend on; as before when None.
+        micro_batch: passages per forward pass from now on, which the result does not depend on (but for dropout); as
+            before when None.
         say: where plain messages go.
 
     Raises:
@@ -556,9 +564,10 @@ def open_run(
     # The weights come from the checkpoint, not from where the run once started, which may be gone.
     if micro_batch is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
-        files.write_data(path, dump_toml(config))
     trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
     trainer.resume()
+    if micro_batch is not None:
+        files.write_data(path, dump_toml(config))
     return trainer
 
 
