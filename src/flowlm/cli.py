@@ -135,21 +135,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         return commands[args[0]](args[1:])
-    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        memory = is_out_of_memory(error)
-        if os.environ.get("FLOWLM_DEBUG") or (
-            isinstance(error, RuntimeError) and not memory and not isinstance(error, TrainingError)
-        ):
+    except (ValueError, OSError, ImportError, TrainingError) as error:
+        if os.environ.get("FLOWLM_DEBUG"):
             raise
-        if memory and not isinstance(error, TrainingError):
-            return _fail(
-                "out of memory: this model and its passages do not fit on this device; use another one, or a smaller "
-                "model"
-            )
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
             message = f"{error.filename}: {message}"
         return _fail(message)
+    except (MemoryError, RuntimeError) as error:
+        if os.environ.get("FLOWLM_DEBUG") or not is_out_of_memory(error):
+            raise
+        return _fail(
+            "out of memory: this model and its passages do not fit on this device; use another one, or a smaller model"
+        )
     except KeyboardInterrupt:
         _fail("interrupted")
         return 130
@@ -255,16 +253,12 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
         if recipe or options != alone:
             raise ValueError(
                 "--resume continues a run as it was, with nothing beside it but --train.micro-batch; to go on with "
-                "other settings start a "
-                f"new run from its weights: flowlm {command} RECIPE.toml --init {options.resume}"
+                "other settings start a new run from its weights: "
+                f"flowlm {command} RECIPE.toml --init {options.resume}"
             )
-        trainer = open_run(
-            options.resume,
-            micro_batch=micro_batch
-            if any("micro-batch" in arg or "micro_batch" in arg for arg in args)
-            else None,
-            say=_say,
-        )
+        # 0, the whole batch at once, is as good an answer as any: what counts is that it was typed.
+        typed = _peek(args, "--train.micro-batch") or _peek(args, "--train.micro_batch")
+        trainer = open_run(options.resume, micro_batch=micro_batch if typed else None, say=_say)
     else:
         if not recipe:
             raise ValueError(f"give a recipe, such as flowlm {command} recipes/grammar.toml, or --resume RUN")

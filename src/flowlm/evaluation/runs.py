@@ -49,7 +49,6 @@ def write_run_samples(
         tick: called with the number of passages done.
         sampler: gamma, prior_scale, temperature, last.
     """
-    data = describe_data(run)
     start = time.perf_counter()
     records: list[Record] = []
     for part in model.generate_in_parts(num, steps, seed=seed, dtype=dtype, batch=256, **sampler):
@@ -71,8 +70,8 @@ def write_run_samples(
         tokenizer=model.tokenizer.sha256,
         seconds=round(seconds, 3),
         extra={
-            "corpus": data.get("corpus", ""),
-            "law": data.get("law_sha256"),
+            "corpus": model.data.get("corpus", ""),
+            "law": model.data.get("law_sha256"),
             "weights": _weights(model.source),
         },
     )

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import math
 import signal
 import time
@@ -32,7 +31,7 @@ from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import is_out_of_memory, precision, resolve_device, resolve_dtype
-from flowlm.model import FlowLM, load_weights, read_model_config
+from flowlm.model import DATA, FlowLM, describe_data, load_weights, read_model_config
 from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
 from flowlm.objectives.flow_map import KINDS
 from flowlm.progress import Progress
@@ -84,7 +83,7 @@ def _spread(tokens: NDArray[Any], num: int) -> Tensor:
 
 
 def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
-    """Fill in what only the data or the teacher know: vocabulary, length, positions, two times."""
+    """Fill in what only the data, the objective or the run it starts from know: vocabulary, two times, head start."""
     model = config.model
     as_map: dict[str, Any] = {}
     if config.objective == "flow-map":
@@ -263,7 +262,7 @@ class Trainer:
                 )
         self.run.create(dump_toml(self.config), force=force)
         self.corpus.tokenizer.save(self.run.path)
-        files.write_json(self.run.path / "data.json", self.corpus.meta)
+        files.write_json(self.run.path / DATA, self.corpus.meta)
 
     def resume(self) -> None:
         """Restore the newest checkpoint.
@@ -553,17 +552,16 @@ def open_run(
             f"model was trained with one of {config.model.vocab_size} tokens, sha256 {config.model.vocabulary[:12]}…; "
             "put it back"
         )
-    described = Path(folder) / "data.json"
-    kept = json.loads(described.read_text(encoding="utf-8")) if described.exists() else {}
+    kept = describe_data(Path(folder))
     for key in ("sha256", "law_sha256", "train", "held_out"):
         if key in kept and kept[key] != corpus.meta.get(key):
             raise ValueError(
                 f"the data of {folder} has changed ({key} was {kept[key]}, is {corpus.meta.get(key)}): put it back to "
                 f"resume, or start a new run from these weights with --init {folder}"
             )
-    # The weights come from the checkpoint, not from where the run once started, which may be gone.
     if micro_batch is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
+    # The weights come from the checkpoint, not from where the run once started, which may be gone.
     trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
     trainer.resume()
     if micro_batch is not None:
