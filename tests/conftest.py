@@ -1,6 +1,10 @@
-"""Shared by every test: one thread, so that times and sums do not depend on the machine's load."""
+"""Shared by every test: one thread, so that times and sums do not depend on the machine's load; a cache of its own."""
 
 from __future__ import annotations
+
+import os
+import shutil
+import tempfile
 
 import pytest
 import torch
@@ -10,3 +14,8 @@ torch.set_num_threads(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: trains a network for more than a few seconds")
+    config._flowlm_cache = os.environ["FLOWLM_CACHE"] = tempfile.mkdtemp(prefix="flowlm-cache-")  # type: ignore[attr-defined]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config._flowlm_cache, ignore_errors=True)  # type: ignore[attr-defined]

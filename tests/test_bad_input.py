@@ -201,12 +201,15 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "unknown dtype": (_with("--train.dtype", "half"), ("unknown dtype 'half'", "auto, bfloat16 or float32")),
     "init from nowhere": (_with("--init", "nowhere"), ("no run at nowhere",)),
     # -- the corpus
-    "no corpus": (_with("--data.path", ""), ("data.path is empty", "needs a plain text file")),
+    "no corpus": (_with("--data.path", ""), ("data.path is empty", "needs a file or folder of text")),
     "missing corpus": (
         _with("--data.path", "none.txt"),
         ("data.path = 'none.txt' does not exist", "check it"),
     ),
-    "a folder as corpus": (_with("--data.path", "."), ("is a folder: give one plain text file",)),
+    "a folder without text": (
+        _with("--data.path", "."),
+        ("holds no text files (1 .toml): known are .txt, .jsonl", "plain or in .gz"),
+    ),
     "empty corpus": (_on(""), ("text.txt' holds no text (0 bytes): give a file with passages",)),
     "blank corpus": (_on(" \n \n"), ("holds no text",)),
     "one token": (_on("word"), ("is a single line", "break the text into lines")),
@@ -397,16 +400,16 @@ def test_long_lines_are_cut_or_split_and_it_is_said(
     path = tmp_path / "text.txt"
     path.write_text("\n".join(["a b c d e f g h i j k l m n"] * 2 + [f"{w} a b c" for w in "defghijklmn"]))
     over = {"data.path": str(path), "model.length": 6, "train.steps": 1}
-    for long, message in (
+    for rows, message in (
         ("cut", "2 of 13 passages are longer than 5 tokens and [EOS]: cut"),
-        ("split", ": split into 6 rows"),
+        ("split", ": split into rows"),
     ):
-        out = tmp_path / long
-        file = recipe(tmp_path / "r.toml", over | {"data.long": long})
+        out = tmp_path / rows
+        file = recipe(tmp_path / "r.toml", over | {"data.rows": rows})
         assert command("train", file, "--out", out) == 0
         assert message in said(capsys)
         meta = json.loads((out / "data.json").read_text())
-        assert meta[long] == 2
+        assert meta[rows] == 2
 
 
 def test_any_number_of_passages_is_made_in_bounded_parts(
@@ -482,11 +485,16 @@ def test_no_permission_to_write(
 def test_a_file_that_may_not_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(self: Path) -> bytes:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+    opened = Path.open
 
-    file = recipe(tmp_path / "r.toml")
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    def refuse(self: Path, *args: Any, **options: Any) -> Any:
+        if self.suffix == ".txt":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return opened(self, *args, **options)
+
+    file = recipe(tmp_path / "r.toml", {"data.path": str(text := tmp_path / "own.txt")})
+    text.write_text("a b\nb c\n")
+    monkeypatch.setattr(Path, "open", refuse)
     assert command("train", file, "--out", tmp_path / "run") == 1
     assert "cannot be read (Permission denied): check its permissions" in said(capsys)
 

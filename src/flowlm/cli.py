@@ -1,4 +1,4 @@
-"""The command line: `flowlm train | distill | generate | evaluate | demo | info`.
+"""The command line: `flowlm prepare | train | distill | generate | evaluate | demo | info`.
 
 Each command's own help is a short lesson in what it does; options are the fields of the configuration.
 """
@@ -17,6 +17,7 @@ flowlm: language models that write a whole passage in one forward pass
 
   flowlm train RECIPE.toml [--out RUN] [--train.steps N ...]     train an FLM: noise to text, many small steps
   flowlm distill RECIPE.toml --teacher RUN [--out RUN2]          distil it into an FMLM: noise to text, one step
+  flowlm prepare RECIPE.toml [--out FOLDER]                      tokenise its text ahead, for large ones
   flowlm train --resume RUN                                      continue an interrupted run, bit for bit
   flowlm generate RUN [--num 8] [--steps 1] [--seed 0]           write passages
   flowlm evaluate RUN|FILE [--steps 1,2,4,8,16,64] [--num 1000]  measure them
@@ -119,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"flowlm {__version__}")
         return 0
     commands: dict[str, Callable[[list[str]], int]] = {
+        "prepare": _prepare,
         "train": _train,
         "distill": _distill,
         "generate": _generate,
@@ -174,7 +176,7 @@ def _options(kind: type, default: Any, args: list[str], prog: str, description: 
     return tyro.cli(kind, default=default, args=args, prog=prog, description=description)
 
 
-# -- train, distill --------------------------------------------------------------------------------------------
+# -- prepare, train, distill -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,45 @@ class _RunOptions:
     """Short for --train.device: auto, cpu, cuda or mps."""
     dtype: str = ""
     """Short for --train.dtype: auto, bfloat16 or float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Read a recipe's text, tokenise it, and write rows of token ids that training maps from disk.
+
+    `flowlm train` does this by itself, into its cache. Do it ahead for a large text, or to take the rows to another
+    machine: `--data.path FOLDER` then stands for the text. What is interrupted or killed goes on where it was.
+    """
+
+    out: str = ""
+    """Folder to write; the cache, where training finds it, when empty."""
+    length: int = 64
+    """L, tokens in a passage: that of the model which will read them."""
+
+
+def _prepare(args: list[str]) -> int:
+    from flowlm.config import from_dict, read_toml, recipe_path
+    from flowlm.data.corpora import DataConfig, prepare_corpus
+
+    recipe = args.pop(0) if args and not args[0].startswith("-") else ""
+    values = read_toml(recipe_path(recipe)) if recipe else {}
+    try:
+        data = from_dict(DataConfig, values.get("data", {}), "data.")
+        default = PrepareOptions(length=values.get("model", {}).get("length", PrepareOptions.length))
+    except ValueError as error:
+        raise ValueError(f"{recipe}: {error}" if recipe else str(error)) from None
+    kind = dataclasses.make_dataclass(
+        "Options",
+        [("data", DataConfig, dataclasses.field(default=data))],
+        bases=(PrepareOptions,),
+        frozen=True,
+    )
+    options = _options(
+        kind, kind(length=default.length), args, "flowlm prepare [RECIPE.toml]", PrepareOptions.__doc__
+    )
+    folder = prepare_corpus(options.data, options.length, Path(options.out) if options.out else None, _say)
+    _say(f"prepared in {folder}")
+    return 0
 
 
 def _train(args: list[str]) -> int:

@@ -19,13 +19,22 @@ class Progress:
         tokens: tokens per step; 0 shows no speed.
         say: where plain messages go.
         label: what is counted.
+        brief: says nothing of a job that is over before its first plain line is due.
     """
 
     def __init__(
-        self, total: int, done: int, tokens: int, say: Callable[[str], None], *, label: str = "step"
+        self,
+        total: int,
+        done: int,
+        tokens: int,
+        say: Callable[[str], None],
+        *,
+        label: str = "step",
+        brief: bool = False,
     ):
         self.total, self.first, self.tokens = total, done, tokens
         self._say, self._label = say, label
+        self._silent = brief
         self._bar: Any = None
         self._loss: float | None = None
 
@@ -65,8 +74,8 @@ class Progress:
         if self._bar is not None:
             speed = f"{rate * self.tokens:,.0f} tokens/s" if self.tokens else ""
             self._bar.update(self._task, completed=step, loss=shown, speed=speed)
-        elif now - self._told > PLAIN_EVERY or step == self.total:
-            self._told = now
+        elif now - self._told > PLAIN_EVERY or (step == self.total and not self._silent):
+            self._told, self._silent = now, False
             left = (self.total - step) / rate
             parts = (
                 f"{self._label} {step}/{self.total}",

@@ -1,15 +1,15 @@
-"""Corpora as matrices of token ids: the language with a known law, or any text file.
+"""Corpora as matrices of token ids: the language with a known law, English from docstrings, or anyone's text.
 
-A passage is its ids, then [EOS], then [PAD] up to the model's length L. What does not fit is cut or split,
-and said; held-out passages are never training passages, copies included.
+A passage is its ids, then [EOS], then [PAD] up to the model's length L. What does not fit is cut, split, dropped or
+wrapped, and said; held-out documents are never training documents, copies included.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import re
-from collections import Counter
+import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -19,20 +19,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flowlm.data import docs
 from flowlm.data.grammar import Grammar
+from flowlm.data.prepared import META, Prepared, Recipe, is_prepared, open_prepared, prepare, token_dtype
+from flowlm.data.readers import TextReader
 from flowlm.data.tokens import MIN_BPE, Tokenizer
 from flowlm.rng import key
 
-__all__ = ["Corpus", "DataConfig", "load_corpus"]
+__all__ = ["Corpus", "DataConfig", "cache_folder", "load_corpus", "prepare_corpus"]
 
 Report = Callable[[str], None]
 
 _KNOWN = {
-    "corpus": ("grammar", "text"),
-    "unit": ("line", "paragraph", "wrap"),
-    "tokenizer": ("words", "bpe"),
-    "long": ("cut", "split"),
+    "corpus": ("grammar", "docs", "text"),
+    "unit": ("line", "paragraph", "document"),
+    "rows": ("cut", "split", "drop", "wrap"),
+    "unknown": ("keep", "drop"),
 }
+_TRAINED = ("words", "bpe")
 _CHUNK = 1 << 14  # passages worked on at a time: bounds memory, changes nothing
 
 
@@ -41,22 +45,36 @@ class DataConfig:
     """What is learnt from: a corpus, how it is cut into passages, and how passages become tokens."""
 
     corpus: str = "grammar"
-    """"grammar" (stories whose law is known exactly) or "text" (a file of your own)."""
+    """"grammar" (stories whose law is known exactly), "docs" (English sentences from the docstrings of Python's
+    library and of torch's packages) or "text" (your own)."""
     path: str = ""
-    """text: a plain text file, UTF-8."""
+    """text: a file or folder of .txt, .jsonl, .csv or .parquet, plain or in .gz, .xz, .bz2 or .zip; or a folder
+    that `flowlm prepare` wrote."""
+    field: str = "text"
+    """text: the field of .jsonl, or column of .csv and .parquet, that is read."""
+    encoding: str = "utf-8"
+    """text: of its files."""
     unit: str = "line"
-    """text: a passage is a "line", a "paragraph" (blank lines between), or "wrap": lines joined by [EOS] and
-    cut into full blocks."""
+    """text: a passage is a "line", a "paragraph" (blank lines between) or a "document" (a file, or a record of
+    .jsonl, .csv, .parquet)."""
+    rows: str = "cut"
+    """A passage of more than L-1 tokens: "cut" drops its end, "split" makes several rows of it, "drop" leaves it
+    out. "wrap" joins all passages, each closed by [EOS], and cuts them into full rows."""
     tokenizer: str = "words"
-    """"words" (words and punctuation) or "bpe" (byte-level pieces)."""
+    """"words" (words and punctuation), "bpe" (byte-level pieces, trained on the text), or the path of an existing
+    one: tokenizer.json, WordPiece's vocab.txt, or GPT-2's encoder.json or vocab.json with its merges."""
+    eos: str = ""
+    """existing tokenizer: its token that ends a passage; found by its usual names when empty."""
+    pad: str = ""
+    """existing tokenizer: its token that fills rows; found, or added, when empty."""
     vocab_size: int = 0
     """bpe: number of tokens; words: at most this many words, the rest [UNK]; 0 keeps all words."""
+    unknown: str = "keep"
+    """words outside the vocabulary: "keep" them as [UNK], or "drop" the passages that have any."""
     num: int = 200_000
     """grammar: stories drawn for training."""
     held_out: int = 2_000
-    """Passages held out; of a text at most a tenth."""
-    long: str = "cut"
-    """A passage longer than the model: "cut" drops its end, "split" makes several passages of it."""
+    """Passages held out, in whole documents; of a text at most a tenth."""
     seed: int = 0
     """grammar: which stories are drawn. The split of a text does not depend on it."""
 
@@ -72,6 +90,22 @@ class DataConfig:
         for name, least in (("num", 1), ("held_out", 1), ("vocab_size", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
+        existing = self.tokenizer not in _TRAINED
+        if existing and not (Path(self.tokenizer).suffix or len(Path(self.tokenizer).parts) > 1):
+            nearest = difflib.get_close_matches(self.tokenizer, _TRAINED, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"data.tokenizer = {self.tokenizer!r} is unknown: the nearest known name is {nearest!r}; known: "
+                f"{', '.join(_TRAINED)}, or the path of an existing tokenizer, such as ./vocab.txt"
+            )
+        if existing and self.vocab_size:
+            raise ValueError(
+                f"data.vocab_size = {self.vocab_size}: an existing tokenizer has the size it has; leave it 0"
+            )
+        if not existing and (self.eos or self.pad):
+            raise ValueError(
+                f"data.eos and data.pad name tokens of an existing tokenizer, and data.tokenizer = {self.tokenizer!r} "
+                "makes its own: leave them empty"
+            )
         if self.tokenizer == "bpe" and self.vocab_size == 0:
             raise ValueError(
                 f"data.tokenizer = 'bpe' needs data.vocab_size, at least {MIN_BPE}: 1024 to 8192 suits a few "
@@ -85,6 +119,11 @@ class DataConfig:
         if self.corpus == "grammar" and self.tokenizer == "words" and self.vocab_size:
             raise ValueError(
                 f"data.vocab_size = {self.vocab_size}: the grammar needs all of its known words; leave it 0"
+            )
+        if self.corpus != "text" and self.path:
+            raise ValueError(
+                f"data.path = {self.path!r}, but data.corpus = {self.corpus!r} brings its own text: set data.corpus = "
+                "'text' to learn from the path, or leave it out"
             )
 
 
@@ -103,15 +142,42 @@ def load_corpus(
 ) -> Corpus:
     """The corpus of `config` in rows of `length` tokens; what is worth knowing goes to `report` by lines.
 
+    A text is prepared once, in the cache, and mapped from there as long as nothing changes.
+
     A given `tokenizer` is used instead of training one. A new one is trained on the whole text, so that a
-    held-out passage has no unknown words. ValueError: whatever is wrong with the file, the length, the words.
+    held-out passage has no unknown words. ValueError: whatever is wrong with the files, the length, the words.
     """
     say: Report = report or (lambda line: None)
-    if length < 2:
-        raise ValueError(f"length is {length}: a passage needs room for a token and [EOS]; give at least 2")
+    _check_length(length)
     if config.corpus == "grammar":
         return _grammar(config, length, tokenizer, say)
-    return _text(config, length, tokenizer, say)
+    found = _text(config, length, tokenizer, None, say)
+    return Corpus(found.train, found.held_out, found.tokenizer, _described(config, found, say))
+
+
+def prepare_corpus(config: DataConfig, length: int, folder: Path | None, report: Report) -> Path:
+    """Prepare a text into `folder` (None: where `load_corpus` looks for it); returns where it is.
+
+    ValueError: the grammar, which needs none; a folder that holds something else.
+    """
+    _check_length(length)
+    if config.corpus == "grammar":
+        raise ValueError("data.corpus = 'grammar' is drawn anew in seconds: there is nothing to prepare")
+    found = _text(config, length, None, folder, report)
+    _described(config, found, report)
+    return found.folder
+
+
+def cache_folder() -> Path:
+    """Where texts are kept prepared: $FLOWLM_CACHE, or flowlm in the user's folder for caches."""
+    if own := os.environ.get("FLOWLM_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowlm"
+
+
+def _check_length(length: int) -> None:
+    if length < 2:
+        raise ValueError(f"length is {length}: a passage needs room for a token and [EOS]; give at least 2")
 
 
 # ------------------------------------------------------------------------------------------------ the grammar
@@ -132,241 +198,193 @@ def _grammar(config: DataConfig, length: int, tokenizer: Tokenizer | None, say: 
             tokenizer = Tokenizer.train_words((), vocab=grammar.vocabulary)
         else:
             tokenizer = Tokenizer.train_bpe(train, vocab_size=config.vocab_size)
-    flat = [_encode(tokenizer, texts) for texts in (train, held_out)]
-    longest = max(int(lengths.max()) for _, lengths in flat)
-    if longest + 1 > length:
-        raise ValueError(
-            f"length is {length}: the stories have up to {longest} of this tokenizer's tokens and [EOS], and "
-            f"none may be cut; give at least {longest + 1}"
-        )
+    rows = [_rows(tokenizer, texts, length) for texts in (train, held_out)]
     drawn = set(train)
-    source = {
+    lengths = np.concatenate([np.count_nonzero(side != tokenizer.pad_id, axis=1) - 1 for side in rows])
+    say(f"grammar: {len(train):,} stories and {len(held_out):,} held out, {grammar.entropy:.4f} nats a story")
+    say(
+        f"{len(train):,} + {len(held_out):,} rows of {length} tokens, V = {tokenizer.vocab_size}; a story has "
+        f"{lengths.mean():.1f} tokens, at most {lengths.max()}"
+    )
+    meta = {
         "corpus": "grammar",
         "law_sha256": grammar.hash,
         "entropy": grammar.entropy,  # nats a story
         "seed": config.seed,
-        "bytes": _bytes(train),
+        "bytes": sum(len(text.encode()) for text in train),
         "passages": len(train),
         "duplicates": len(train) - len(drawn),
         "held_out_in_train": sum(text in drawn for text in held_out),  # honest draws: kept
-    }
-    say(f"grammar: {len(train):,} stories and {len(held_out):,} held out, {grammar.entropy:.4f} nats a story")
-    rows = [_rows(ids, lengths, length, tokenizer, "cut") for ids, lengths in flat]
-    return _corpus(rows[0], rows[1], flat, tokenizer, source, say)
-
-
-# ------------------------------------------------------------------------------------------------- text files
-
-
-def _text(config: DataConfig, length: int, tokenizer: Tokenizer | None, say: Report) -> Corpus:
-    text, sha256, size = _read(config.path)
-    passages = _passages(text, config)
-    del text
-    train, held_out, duplicates = _split(passages, config)
-    if tokenizer is None:
-        if config.tokenizer == "words":
-            tokenizer = Tokenizer.train_words(passages, max_vocab=config.vocab_size)
-        else:
-            tokenizer = Tokenizer.train_bpe(passages, vocab_size=config.vocab_size)
-            if tokenizer.vocab_size < config.vocab_size:
-                say(f"the text gives only {tokenizer.vocab_size} of {config.vocab_size} byte-level pieces")
-    source: dict[str, Any] = {
-        "corpus": "text",
-        "path": config.path,
-        "sha256": sha256,
-        "unit": config.unit,
-        "bytes": size,
-        "passages": len(passages),
-        "duplicates": duplicates,
-    }
-    del passages
-    say(
-        f"{config.path}: {source['passages']:,} passages, {len(held_out):,} of them held out; {duplicates:,} "
-        "are copies of others and lie on the same side"
-    )
-    flat = [_encode(tokenizer, texts) for texts in (train, held_out)]
-    distinct = np.unique(np.concatenate([np.unique(ids) for ids, _ in flat]))
-    if len(distinct) < 2:
-        what = repr(tokenizer.token(int(distinct[0]))) if len(distinct) else "no token"
-        raise ValueError(
-            f"{config.path} holds {what} and nothing else: there is nothing to learn; give a text with at "
-            "least two different tokens"
-        )
-    if tokenizer.unk_id is not None:
-        source["unknown"] = int(sum(np.count_nonzero(ids == tokenizer.unk_id) for ids, _ in flat))
-        share = source["unknown"] / sum(len(ids) for ids, _ in flat)
-        say(f"{source['unknown']:,} words ({share:.2%}) lie outside the vocabulary and became [UNK]")
-    if config.unit == "wrap":
-        rows = [_wrap(ids, lengths, length, tokenizer) for ids, lengths in flat]
-    else:
-        source |= _overlong(flat, length, config.long, say)
-        rows = [_rows(ids, lengths, length, tokenizer, config.long) for ids, lengths in flat]
-    return _corpus(rows[0], rows[1], flat, tokenizer, source, say)
-
-
-def _read(name: str) -> tuple[str, str, int]:
-    """The text of a file (lines end with "\\n"), the sha256 of its bytes, their number."""
-    if not name:
-        raise ValueError("data.path is empty: data.corpus = 'text' needs a plain text file")
-    path = Path(name)
-    if path.is_dir():
-        raise ValueError(f"data.path = {name!r} is a folder: give one plain text file")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"data.path = {name!r} does not exist (read from {Path.cwd()}): check it") from error
-    except OSError as error:
-        reason = error.strerror or error
-        raise ValueError(f"data.path = {name!r} cannot be read ({reason}): check its permissions") from error
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        # a byte order mark is removed before decoding, and its bytes are not counted by the codec
-        at = error.start + len(data) - len(error.object)
-        line = data.count(b"\n", 0, at) + 1
-        raise ValueError(
-            f"data.path = {name!r} is not UTF-8: byte 0x{data[at]:02x} at offset {at}, line {line}; convert "
-            "it (for example: iconv -f latin1 -t utf8) or remove the byte"
-        ) from error
-    if not text.strip():
-        raise ValueError(f"data.path = {name!r} holds no text ({len(data)} bytes): give a file with passages")
-    return text.replace("\r\n", "\n").replace("\r", "\n"), hashlib.sha256(data).hexdigest(), len(data)
-
-
-def _passages(text: str, config: DataConfig) -> list[str]:
-    pieces = re.split(r"\n\s*\n", text) if config.unit == "paragraph" else text.split("\n")
-    passages = [stripped for piece in pieces if (stripped := piece.strip())]
-    if len(passages) < 2:
-        unit, fix = "line", "break the text into lines"
-        if config.unit == "paragraph":
-            unit, fix = "paragraph", "leave blank lines between paragraphs, or use data.unit = 'line'"
-        raise ValueError(
-            f"data.path = {config.path!r} is a single {unit}: one passage is needed to train on and one to "
-            f"hold out; {fix}"
-        )
-    return passages
-
-
-def _split(passages: Sequence[str], config: DataConfig) -> tuple[list[str], list[str], int]:
-    """Train, held out, number of copies. The order of hashes decides, whatever else the file holds."""
-    counts = Counter(passages)
-    texts = list(counts)
-    if len(texts) < 2:
-        raise ValueError(
-            f"data.path = {config.path!r}: all {len(passages)} passages are the same, {texts[0][:40]!r}; "
-            "held-out text must differ from training text: give at least two different passages"
-        )
-    digests = np.fromiter(
-        (int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") for text in texts),
-        np.uint64,
-        len(texts),
-    )
-    quota = max(1, min(config.held_out, len(passages) // 10))
-    held: set[str] = set()
-    for i in np.argsort(digests, kind="stable").tolist():
-        if quota == 0:
-            break
-        if counts[texts[i]] <= quota:  # copies stay together: a passage with too many of them is for training
-            held.add(texts[i])
-            quota -= counts[texts[i]]
-    if not held:
-        held.add(min(texts, key=lambda text: (counts[text], text)))
-    train = [text for text in passages if text not in held]
-    return train, [text for text in passages if text in held], len(passages) - len(texts)
-
-
-# ---------------------------------------------------------------------------------------------- ids to rows
-
-
-def _bytes(texts: Iterable[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
-
-
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """All ids in one row, and how many each text has."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
-    parts, lengths = [], []
-    for start in range(0, len(texts), _CHUNK):
-        ids = tokenizer.encode(texts[start : start + _CHUNK])
-        lengths.append(np.fromiter(map(len, ids), np.int64, len(ids)))
-        parts.append(np.fromiter(chain.from_iterable(ids), dtype, int(lengths[-1].sum())))
-    return np.concatenate(parts), np.concatenate(lengths)
-
-
-def _rows(
-    flat: NDArray[Any], lengths: NDArray[np.int64], length: int, tokenizer: Tokenizer, long: str
-) -> NDArray[Any]:
-    """Passages as rows (N, L) of ids, [EOS], [PAD]; a long one is cut, or goes on in the next row."""
-    room = length - 1
-    pieces = np.maximum(1, -(-lengths // room)) if long == "split" else np.ones_like(lengths)
-    first, ends = np.cumsum(pieces) - pieces, np.cumsum(lengths)
-    rows = np.full((int(pieces.sum()), length), tokenizer.pad_id, flat.dtype)
-    for a in range(0, len(lengths), _CHUNK):
-        n = lengths[a : a + _CHUNK]
-        ids = flat[ends[a] - n[0] : ends[a + len(n) - 1]]
-        at = np.arange(len(ids)) - np.repeat(np.cumsum(n) - n, n)
-        row = np.repeat(first[a : a + _CHUNK], n)
-        if long == "split":
-            row, at = row + at // room, at % room
-        else:
-            fits = at < room
-            row, at, ids = row[fits], at[fits], ids[fits]
-        rows[row, at] = ids
-    used = np.full(len(rows), room)
-    used[first + pieces - 1] = np.minimum(lengths - room * (pieces - 1), room)
-    rows[np.arange(len(rows)), used] = tokenizer.eos_id
-    return rows
-
-
-def _wrap(flat: NDArray[Any], lengths: NDArray[np.int64], length: int, tokenizer: Tokenizer) -> NDArray[Any]:
-    """Passages, each closed by [EOS], end to end in blocks (N, L); the last one is filled with [PAD]."""
-    stream = np.insert(flat, np.cumsum(lengths), tokenizer.eos_id)
-    rows = np.full((-(-len(stream) // length), length), tokenizer.pad_id, flat.dtype)
-    rows.reshape(-1)[: len(stream)] = stream
-    return rows
-
-
-def _overlong(
-    flat: Sequence[tuple[NDArray[Any], NDArray[np.int64]]], length: int, long: str, say: Report
-) -> dict[str, int]:
-    """Counts, and says, how many passages do not fit."""
-    lengths = np.concatenate([n for _, n in flat])
-    over = lengths[lengths > length - 1]
-    if not len(over):
-        return {"cut": 0, "cut_tokens": 0, "split": 0}
-    what = f"{len(over):,} of {len(lengths):,} passages are longer than {length - 1} tokens and [EOS]"
-    if long == "cut":
-        lost = int(over.sum() - len(over) * (length - 1))
-        say(f"{what}: cut, {lost / lengths.sum():.1%} of all tokens; data.long = 'split' keeps them")
-        return {"cut": len(over), "cut_tokens": lost, "split": 0}
-    pieces = int((-(-over // (length - 1))).sum())
-    say(f"{what}: split into {pieces:,} rows")
-    return {"cut": 0, "cut_tokens": 0, "split": len(over)}
-
-
-def _corpus(
-    train: NDArray[Any],
-    held_out: NDArray[Any],
-    flat: Sequence[tuple[NDArray[Any], NDArray[np.int64]]],
-    tokenizer: Tokenizer,
-    source: dict[str, Any],
-    say: Report,
-) -> Corpus:
-    lengths = np.concatenate([n for _, n in flat])
-    meta = source | {
         "tokenizer": tokenizer.kind,
         "tokenizer_sha256": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
-        "length": train.shape[1],
+        "length": length,
         "train": len(train),
         "held_out": len(held_out),
-        "tokens": int(np.count_nonzero(train != tokenizer.pad_id)),  # [EOS] counts, [PAD] does not
-        "held_out_tokens": int(np.count_nonzero(held_out != tokenizer.pad_id)),
-        "mean_tokens": float(lengths.mean()),  # of a passage as it stands in the source, without [EOS]
+        "tokens": int(np.count_nonzero(rows[0] != tokenizer.pad_id)),  # [EOS] counts, [PAD] does not
+        "held_out_tokens": int(np.count_nonzero(rows[1] != tokenizer.pad_id)),
+        "mean_tokens": float(lengths.mean()),  # of a story, without [EOS]
         "max_tokens": int(lengths.max()),
     }
+    return Corpus(rows[0], rows[1], tokenizer, meta)
+
+
+def _rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> NDArray[Any]:
+    """Stories as rows (N, L) of ids, [EOS], [PAD]. ValueError: one does not fit."""
+    rows: NDArray[Any] = np.full((len(texts), length), tokenizer.pad_id, token_dtype(tokenizer.vocab_size))
+    for start in range(0, len(texts), _CHUNK):
+        ids = tokenizer.encode(texts[start : start + _CHUNK])
+        n = np.fromiter(map(len, ids), np.int64, len(ids))
+        if n.max() + 1 > length:
+            raise ValueError(
+                f"length is {length}: the stories have up to {n.max()} of this tokenizer's tokens and [EOS], and "
+                f"none may be cut; give at least {n.max() + 1}, or more"
+            )
+        at = np.arange(length)
+        block = rows[start : start + len(ids)]
+        block[at < n[:, None]] = np.fromiter(chain.from_iterable(ids), rows.dtype, int(n.sum()))
+        block[np.arange(len(ids)), n] = tokenizer.eos_id
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------- text
+
+
+def _text(
+    config: DataConfig, length: int, tokenizer: Tokenizer | None, folder: Path | None, say: Report
+) -> Prepared:
+    """The prepared text: as it was given, from the cache, or made now."""
+    named = config.tokenizer
+    if named not in _TRAINED:
+        # The file may move or change: what it says counts. A run that goes on has its own copy.
+        tokenizer = tokenizer or Tokenizer.read(named, eos=config.eos, pad=config.pad)
+        named = f"sha256:{tokenizer.sha256}"
+    recipe = Recipe(
+        unit=config.unit,
+        field=config.field,
+        encoding=config.encoding,
+        rows=config.rows,
+        unknown=config.unknown,
+        tokenizer=named,
+        vocab_size=config.vocab_size,
+        held_out=config.held_out,
+        length=length,
+    )
+    path = docs.build(cache_folder(), say) if config.corpus == "docs" else Path(config.path)
+    if config.path and is_prepared(path):
+        return _given(path, recipe, tokenizer)
+    reader = TextReader(
+        config.path if config.corpus == "text" else path, config.unit, config.field, config.encoding
+    )
+    if reader.skipped:
+        kinds = ", ".join(
+            f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(reader.skipped.items())
+        )
+        say(f"{path}: files of other kinds are left out: {kinds}")
+    if folder is not None and (folder / META).exists():
+        _refuse_other(open_prepared(folder).meta, recipe, reader, folder)
+    elif folder is not None and folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} holds something else than prepared text: give a new folder")
+
+    def make(passages: Iterable[str]) -> Tokenizer:
+        if tokenizer is not None:
+            return tokenizer
+        if config.tokenizer == "words":
+            return Tokenizer.train_words(passages, max_vocab=config.vocab_size)
+        made = Tokenizer.train_bpe(passages, vocab_size=config.vocab_size)
+        if made.vocab_size < config.vocab_size:
+            say(f"the text gives only {made.vocab_size} of {config.vocab_size} byte-level pieces")
+        return made
+
+    if folder is not None:
+        return prepare(reader, recipe, folder, make, say)
+    # A run that goes on, and a student, bring the tokenizer that the same recipe once made.
+    # The cache knows it by the recipe; another tokenizer has a place of its own.
+    for with_tokenizer in ("", tokenizer.sha256 if tokenizer else ""):
+        name = json.dumps([str(path.resolve()), vars(recipe), with_tokenizer])
+        folder = cache_folder() / f"{path.stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        if tokenizer is None or with_tokenizer:
+            return prepare(reader, recipe, folder, make, say)
+        if (folder / META).exists():
+            found = prepare(reader, recipe, folder, make, say)
+            if found.tokenizer.sha256 == tokenizer.sha256:
+                return found
+    raise AssertionError("unreachable")
+
+
+def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepared:
+    """A prepared folder in place of a text: it must be what the recipe would make."""
+    found = open_prepared(folder)
+    if differences := recipe.differences(found.meta["recipe"]):
+        raise ValueError(
+            f"data.path = {str(folder)!r} was prepared otherwise: {'; '.join(differences)}. Use the same settings, or "
+            "prepare the text again into another folder"
+        )
+    if tokenizer is not None and tokenizer.sha256 != found.tokenizer.sha256:
+        raise ValueError(
+            f"data.path = {str(folder)!r} was prepared with another tokenizer ({found.tokenizer.vocab_size} tokens) "
+            f"than the model's ({tokenizer.vocab_size} tokens): prepare the text with the model's tokenizer.json as "
+            "data.tokenizer"
+        )
+    return found
+
+
+def _refuse_other(meta: dict[str, Any], recipe: Recipe, reader: TextReader, folder: Path) -> None:
+    differences = recipe.differences(meta["recipe"])
+    if not differences and meta["files"] != reader.fingerprint() and meta["sha256"] != reader.sha256():
+        differences = [f"the text was sha256 {meta['sha256'][:12]}…, is {reader.sha256()[:12]}…"]
+    if differences:
+        raise ValueError(
+            f"{folder} holds prepared text already, of another kind: {'; '.join(differences)}. Give another --out, or "
+            "remove it"
+        )
+
+
+def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, Any]:
+    """The counts of a text for data.json; what one should know of them is said."""
+    meta, name = found.meta, config.path or config.corpus
     say(
-        f"{len(train):,} + {len(held_out):,} rows of {train.shape[1]} tokens, V = {tokenizer.vocab_size}; a "
+        f"{name}: {meta['passages']:,} passages in {meta['documents']:,} documents; {meta['duplicates']:,} are copies "
+        "of others; "
+        + (
+            f"{meta['held_out_in_train']:,} of the held-out ones are also training passages"
+            if meta["held_out_in_train"]
+            else "no copy lies on both sides"
+        )
+    )
+    if meta["control_characters"]:
+        say(f"{meta['control_characters']:,} control characters became spaces")
+    if meta["unknown"]:
+        share = (
+            f"{meta['unknown']:,} words ({meta['unknown'] / (meta['mean_tokens'] * meta['passages']):.2%})"
+        )
+        say(
+            f"{share} lie outside the vocabulary; the {meta['dropped_unknown']:,} passages that have any are left out"
+            if config.unknown == "drop"
+            else f"{share} lie outside the vocabulary and became [UNK]"
+        )
+    over, room = meta["cut"] + meta["split"] + meta["dropped_long"], meta["length"] - 1
+    if over:
+        how = {
+            "cut": f"cut, {meta['cut_tokens'] / (meta['mean_tokens'] * meta['passages']):.1%} of all tokens; "
+            "data.rows = 'split' keeps them",
+            "split": "split into rows; data.rows = 'cut' would drop their ends",
+            "drop": "left out",
+        }[config.rows]
+        say(f"{over:,} of {meta['passages']:,} passages are longer than {room} tokens and [EOS]: {how}")
+    if found.tokenizer.losses:
+        say(f"tokens: {found.tokenizer.losses}")
+    say(
+        f"{meta['train']:,} + {meta['held_out']:,} rows of {meta['length']} tokens, V = {meta['vocab_size']}; a "
         f"passage has {meta['mean_tokens']:.1f} tokens, at most {meta['max_tokens']}"
     )
-    return Corpus(train, held_out, tokenizer, meta)
+    source: dict[str, Any] = {
+        "corpus": config.corpus,
+        "path": config.path,
+        "unit": config.unit,
+        "rows": config.rows,
+    }
+    if config.corpus == "docs":
+        source["versions"] = docs.versions()
+    left_out = ("format", "recipe", "files", "dtype", "seconds")
+    return source | {key: value for key, value in meta.items() if key not in left_out}

@@ -1,0 +1,409 @@
+"""Text from files as people have them: one file, a folder or an archive, in lines, records or whole documents.
+
+    .txt and anything that is not listed below   plain text; .jsonl  a field;  .csv .tsv .parquet  a column
+    plain, or inside .gz .xz .bz2 (but Parquet) or .zip
+
+Everything is streamed: memory is bounded by the longest document, not by the corpus. Documents come in a fixed
+order, that of the files' names.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+__all__ = ["Fingerprint", "TextReader"]
+
+_RECORDS = (".jsonl", ".csv", ".tsv", ".parquet")
+_TEXT = (".txt", ".text", ".md", ".rst", ".raw")
+_PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+
+# What no text needs and no model should learn: control characters, but for the tab and the ends of lines.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+_DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+
+Fingerprint = list[list[Any]]
+"""[name, bytes, time of change in ns] of every file: equal as long as nothing was touched."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A text file, or a member of an archive."""
+
+    path: Path
+    kind: str
+    packed: str = ""
+    member: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+
+class TextReader:
+    """The documents of a path, each a list of its passages.
+
+    A record of .jsonl, .csv or .parquet is a document. Plain text knows no documents smaller than the file:
+    there, each passage stands alone. Spaces around passages go, empty ones are left out, control characters
+    become spaces and are counted.
+
+    Args:
+        path: a file, a .zip, or a folder, read with its sub-folders.
+        unit: a passage is a "line", a "paragraph" (blank lines between) or a "document".
+        field: the field of .jsonl or column of .csv, .tsv and .parquet that holds the text.
+        encoding: of all files.
+
+    Raises:
+        ValueError: nothing there, nothing to read in it, no such field or column, a damaged archive, bytes that
+            are not of the encoding: with file, line and fix.
+    """
+
+    def __init__(self, path: str | Path, unit: str = "line", field: str = "text", encoding: str = "utf-8"):
+        if not str(path):
+            raise ValueError("data.path is empty: data.corpus = 'text' needs a file or folder of text")
+        self.path, self.unit, self.field = Path(path), unit, field
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(
+                f"data.encoding = {encoding!r} is not known to Python: use utf-8, utf-16, latin-1, cp1252 or another"
+            ) from None
+        self.encoding = encoding
+        self.skipped: dict[str, int] = {}
+        """Files of a folder or archive that are not read, by suffix."""
+        self.files, self._entries = self._find()
+        self.bytes = sum(file.stat().st_size for file in self.files)
+        """Size of the files as they lie on the disk."""
+        self.done = 0
+        """Of these, bytes read by `documents` so far."""
+        self.control_characters = 0
+        """Replaced by `documents` so far."""
+
+    @property
+    def has_records(self) -> bool:
+        """Whether the documents are records of files, and not plain text."""
+        return any(entry.kind in _RECORDS for found in self._entries.values() for entry in found)
+
+    def fingerprint(self) -> Fingerprint:
+        """Names, sizes and times of the files; cheap, and tells whether anything was touched."""
+        stats = [(file, file.stat()) for file in self.files]
+        return [[self._name(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+
+    def sha256(self) -> str:
+        """Of the file's bytes; of several files, of their names and hashes."""
+        hashes = []
+        for file in self.files:
+            with self._open_file(file) as f:
+                hashes.append(hashlib.file_digest(f, "sha256").hexdigest())
+        if self.files == [self.path]:
+            return hashes[0]
+        lines = (f"{h}  {self._name(file)}\n" for h, file in zip(hashes, self.files))
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def documents(self) -> Iterator[list[str]]:
+        """Every document as its passages, none of them empty, from the first; `done` goes from 0 to `bytes`."""
+        self.done = self.control_characters = 0
+        before = 0
+        for file in self.files:
+            for entry in self._entries[file]:
+                try:
+                    for document in self._read(entry, before):
+                        if passages := self._passages(document):
+                            yield passages
+                except _DAMAGED as error:
+                    raise _damaged(entry, error) from None
+                except UnicodeError as error:
+                    raise self._undecodable(entry, error) from None
+                except OSError as error:
+                    # bz2 has no error of its own: only the operating system's carry a number
+                    raise _damaged(entry, error) if error.errno is None else _unreadable(entry, error) from error
+            before += file.stat().st_size
+            self.done = before
+
+    # ------------------------------------------------------------------------------------------- finding files
+
+    def _name(self, file: Path) -> str:
+        return file.name if file == self.path else file.relative_to(self.path).as_posix()
+
+    def _find(self) -> tuple[list[Path], dict[Path, list[_Entry]]]:
+        try:
+            if self.path.is_dir():
+                candidates = sorted(p for p in self.path.rglob("*") if not _hidden(p.relative_to(self.path)))
+                files = [p for p in candidates if p.is_file()]
+            else:
+                files = [self.path]
+                self.path.stat()
+            entries = {file: self._entries_of(file) for file in files}
+        except FileNotFoundError:
+            raise ValueError(
+                f"data.path = {str(self.path)!r} does not exist (read from {Path.cwd()}): check it"
+            ) from None
+        except OSError as error:
+            raise _unreadable(self.path, error) from error
+        entries = {file: found for file, found in entries.items() if found}
+        if not entries:
+            skipped = ", ".join(
+                f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.skipped.items())
+            )
+            raise ValueError(
+                f"data.path = {str(self.path)!r} holds no text files ({skipped or 'it is empty'}): known are "
+                f"{', '.join((*_TEXT[:1], *_RECORDS))}, plain or in {', '.join((*_PACKED, '.zip'))}"
+            )
+        return list(entries), entries
+
+    def _entries_of(self, file: Path) -> list[_Entry]:
+        if file.suffix.lower() == ".zip":
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+            except zipfile.BadZipFile as error:
+                raise ValueError(f"{file} is damaged or no zip archive ({error}): fetch it again") from None
+            members = [n for n in names if not _hidden(Path(n)) and not n.startswith("__MACOSX")]
+            found = [(name, _kind(Path(name), alone=False)) for name in members]
+            self._skip([name for name, kind in found if kind is None])
+            return [_Entry(file, kind[0], kind[1], name) for name, kind in found if kind is not None]
+        kind = _kind(file, alone=file == self.path)
+        if kind is None:
+            self._skip([file.name])
+            return []
+        return [_Entry(file, *kind)]
+
+    def _skip(self, names: list[str]) -> None:
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            self.skipped[suffix] = self.skipped.get(suffix, 0) + 1
+
+    # --------------------------------------------------------------------------------------- reading documents
+
+    def _open_file(self, path: Path) -> IO[bytes]:
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+    @contextmanager
+    def _open(self, entry: _Entry) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+        """The entry's bytes, unpacked, and the file on the disk, whose position is how far one has come."""
+        with self._open_file(entry.path) as raw:
+            if entry.member:
+                with zipfile.ZipFile(raw) as archive, archive.open(entry.member) as member:
+                    yield _unpack(member, entry.packed), raw
+            else:
+                yield _unpack(raw, entry.packed), raw
+
+    def _read(self, entry: _Entry, before: int) -> Iterator[str]:
+        with self._open(entry) as (stream, raw):
+            if entry.kind == ".parquet":
+                for text, share in _parquet(stream, entry, self.field):
+                    self.done = before + int(share * entry.path.stat().st_size)
+                    yield text
+                return
+            encoding = (
+                "utf-8-sig" if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else self.encoding
+            )
+            lines = io.TextIOWrapper(
+                stream, encoding=encoding, newline="" if entry.kind in (".csv", ".tsv") else None
+            )
+            source: Iterator[str]
+            if entry.kind == ".jsonl":
+                source = _jsonl(lines, entry, self.field)
+            elif entry.kind in (".csv", ".tsv"):
+                source = _table(lines, entry, self.field, "," if entry.kind == ".csv" else "\t")
+            elif self.unit == "document":
+                source = iter([lines.read()])
+            elif self.unit == "paragraph":
+                source = _paragraphs(lines)
+            else:
+                source = lines
+            for text in source:
+                self.done = before + raw.tell()
+                yield text
+
+    def _passages(self, text: str) -> list[str]:
+        text, replaced = _CONTROL.subn(" ", text)
+        self.control_characters += replaced
+        if "\r" in text:  # plain text comes without, records may have them
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        if self.unit == "line":
+            pieces = text.split("\n")
+        elif self.unit == "paragraph":
+            pieces = re.split(r"\n\s*\n", text)
+        else:
+            pieces = [text]
+        return [stripped for piece in pieces if (stripped := piece.strip())]
+
+    def _undecodable(self, entry: _Entry, error: UnicodeError) -> ValueError:
+        """Where exactly the first wrong byte is: read again by bytes, since decoders count from where they like."""
+        name = self.encoding.upper()
+        hint = "convert it (for example: iconv -f latin1 -t utf8), name its data.encoding, or remove the byte"
+        with self._open(entry) as (stream, _):
+            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+                return ValueError(f"{entry} is not {name}: it is UTF-16: set data.encoding = 'utf-16'")
+        with self._open(entry) as (stream, _):
+            at = 0
+            for line, raw in enumerate(stream, 1):
+                try:
+                    raw.decode(self.encoding)
+                except UnicodeDecodeError as wrong:
+                    return ValueError(
+                        f"{entry} is not {name}: byte 0x{raw[wrong.start]:02x} at offset {at + wrong.start}, "
+                        f"line {line}; {hint}"
+                    )
+                at += len(raw)
+        return ValueError(f"{entry} is not {name} ({error}); {hint}")
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _kind(path: Path, *, alone: bool) -> tuple[str, str] | None:
+    """What a name says: the kind and how it is packed. A file given by itself is plain text in case of doubt."""
+    suffix, packed = path.suffix.lower(), ""
+    if suffix in _PACKED:
+        packed, suffix = suffix, Path(path.stem).suffix.lower()
+    if suffix in _RECORDS:
+        if packed and suffix == ".parquet":
+            raise ValueError(
+                f"{path}: Parquet is packed by itself, and is not read through {packed}: unpack it"
+            )
+        return suffix, packed
+    if suffix in _TEXT or alone:
+        return ".txt", packed
+    return None
+
+
+def _unpack(stream: IO[bytes], packed: str) -> IO[bytes]:
+    return _PACKED[packed](stream) if packed else stream
+
+
+def _damaged(entry: _Entry, error: Exception) -> ValueError:
+    reason = str(error) or type(error).__name__
+    return ValueError(
+        f"{entry} is damaged or cut short ({reason}): fetch it again; a text is used whole or not at all"
+    )
+
+
+def _unreadable(what: object, error: OSError) -> ValueError:
+    return ValueError(f"{what} cannot be read ({error.strerror or error}): check its permissions")
+
+
+def _paragraphs(lines: IO[str]) -> Iterator[str]:
+    held: list[str] = []
+    for line in lines:
+        if line.isspace():
+            if held:
+                yield "".join(held)
+            held = []
+        else:
+            held.append(line)
+    if held:
+        yield "".join(held)
+
+
+# ---------------------------------------------------------------------------------------------------- records
+
+
+def _no_field(entry: _Entry, field: str, known: list[str], where: str = "") -> ValueError:
+    shown = ", ".join(map(repr, known[:12])) + (", …" if len(known) > 12 else "")
+    return ValueError(
+        f"{entry}{where} has no field {field!r}: set data.field to one of {shown or 'its own (none)'}"
+    )
+
+
+def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if line.isspace():
+            continue
+        where = f", line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{entry}{where} is not JSON ({error}): one JSON object a line is read"
+            ) from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{entry}{where} holds {type(record).__name__}, not an object with fields")
+        if field not in record:
+            raise _no_field(entry, field, list(record), where)
+        text = record[field]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"{entry}{where}: the field {field!r} holds {type(text).__name__}, not text: set data.field to another"
+            )
+        yield text
+
+
+def _table(lines: IO[str], entry: _Entry, field: str, delimiter: str) -> Iterator[str]:
+    with _long_fields():
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            header = next(rows, None)
+            if header is None:
+                return
+            if field not in header:
+                raise _no_field(entry, field, header)
+            column = header.index(field)
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(header):
+                    raise ValueError(
+                        f"{entry}, line {rows.line_num} has {len(row)} columns, its header {len(header)}: quote texts "
+                        f"that hold {'commas' if delimiter == ',' else 'tabs'}, quotes or ends of lines"
+                    )
+                yield row[column]
+        except csv.Error as error:
+            raise ValueError(
+                f"{entry}, line {rows.line_num} is not CSV ({error}): check its quotes"
+            ) from None
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """csv refuses fields over 128 KiB, by a limit of the whole process: lifted here, and put back."""
+    before = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _parquet(stream: IO[bytes], entry: _Entry, field: str) -> Iterator[tuple[str, float]]:
+    """Texts of a column, each with the share of the file that is done."""
+    try:
+        import pyarrow as arrow
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ImportError(f"{entry}: Parquet is read by pyarrow: pip install 'flowlm[data]'") from None
+    try:
+        table = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+    except arrow.ArrowException as error:
+        raise ValueError(f"{entry} is damaged or no Parquet file ({error}): fetch it again") from None
+    if field not in table.schema_arrow.names:
+        raise _no_field(entry, field, table.schema_arrow.names)
+    kind = table.schema_arrow.field(field).type
+    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+        raise ValueError(f"{entry}: the column {field!r} holds {kind}, not text: set data.field to another")
+    total, seen = table.metadata.num_rows, 0
+    try:
+        for batch in table.iter_batches(batch_size=1024, columns=[field]):
+            for text in batch.column(0).to_pylist():
+                seen += 1
+                if text is not None:
+                    yield text, seen / total
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"{entry} is damaged or cut short ({error}): fetch it again") from None

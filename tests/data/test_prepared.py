@@ -1,0 +1,422 @@
+"""Prepared text: the same bytes after a kill, one preparation at a time, never a stale or half-written one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowlm.data import prepared
+from flowlm.data.corpora import Corpus, DataConfig, load_corpus, prepare_corpus
+from flowlm.data.prepared import META, _count_across, _count_distinct, _encode, _Smallest, open_prepared
+from flowlm.data.readers import TextReader
+from flowlm.data.tokens import Tokenizer
+
+LINES = [
+    f"the {a} {b} saw {c} {n}."
+    for a in ("big", "old")
+    for b in ("cat", "dog")
+    for c in ("a", "me")
+    for n in range(40)
+]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOWLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(LINES))
+    return path
+
+
+def config(path: Path, **fields: Any) -> DataConfig:
+    return DataConfig(corpus="text", path=str(path), **fields)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+def only_folder(cache: Path) -> Path:
+    (found,) = (p for p in cache.iterdir() if p.is_dir())
+    return found
+
+
+def never(*args: Any, **options: Any) -> Any:
+    raise AssertionError("read again")
+
+
+def same(a: Corpus, b: Corpus) -> bool:
+    return np.array_equal(a.train, b.train) and np.array_equal(a.held_out, b.held_out) and a.meta == b.meta
+
+
+# ------------------------------------------------------------------------------------------- reused, or refused
+
+
+def test_reused_when_nothing_changed(text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_corpus(config(text), 16)
+    assert isinstance(first.train, np.memmap)
+    with monkeypatch.context() as patch:
+        patch.setattr(TextReader, "documents", never)
+        patch.setattr(TextReader, "sha256", never)
+        assert same(load_corpus(config(text), 16), first)
+        # a run that goes on brings its tokenizer
+        assert same(load_corpus(config(text), 16, tokenizer=first.tokenizer), first)
+    assert sorted(p.name for p in only_folder(cache).iterdir()) == [
+        "held_out.bin",
+        META,
+        "tokenizer.json",
+        "train.bin",
+    ]
+
+
+def test_a_touched_file_is_looked_into(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_corpus(config(text), 16)
+    os.utime(text, (1, 1))
+    monkeypatch.setattr(TextReader, "documents", never)
+    assert same(load_corpus(config(text), 16), first)
+    monkeypatch.setattr(TextReader, "sha256", never)  # the new time is known from now on
+    assert same(load_corpus(config(text), 16), first)
+
+
+def test_a_changed_file_is_prepared_anew(text: Path, cache: Path) -> None:
+    first = load_corpus(config(text), 16)
+    kept = np.array(first.train)
+    text.write_text("\n".join(LINES[::-1][:100]))
+    second = load_corpus(config(text), 16)
+    assert second.meta["passages"] == 100
+    assert second.meta["sha256"] != first.meta["sha256"]
+    assert np.array_equal(first.train, kept)  # what is mapped stays, while it is mapped
+    assert only_folder(cache)
+
+
+def test_every_setting_has_a_place_of_its_own(text: Path, cache: Path) -> None:
+    for n, (fields, length) in enumerate(
+        [
+            ({}, 16),
+            ({}, 12),
+            ({"rows": "wrap"}, 16),
+            ({"held_out": 3}, 16),
+            ({"vocab_size": 4, "unknown": "drop"}, 16),
+        ],
+        1,
+    ):
+        if "unknown" in fields:
+            with pytest.raises(
+                ValueError, match=r"nothing is left to train on of 320 passages \(320 dropped"
+            ):
+                load_corpus(config(text, **fields), length)
+        else:
+            load_corpus(config(text, **fields), length)
+            assert len([p for p in cache.iterdir() if (p / META).exists()]) == n
+
+
+@pytest.mark.parametrize("damage", ["no meta", "cut short", "no json", "another format", "another tokenizer"])
+def test_damaged_rows_are_refused_and_in_the_cache_made_anew(text: Path, cache: Path, damage: str) -> None:
+    first = load_corpus(config(text), 16)
+    train = np.array(first.train)
+    folder = only_folder(cache)
+    meta = json.loads((folder / META).read_text())
+    if damage == "no meta":
+        (folder / META).unlink()
+    elif damage == "cut short":
+        with (folder / "train.bin").open("r+b") as f:
+            f.truncate(100)
+    elif damage == "no json":
+        (folder / META).write_text('{"format": ')
+    elif damage == "another format":
+        (folder / META).write_text(json.dumps(meta | {"format": "flowlm-data/0"}))
+    else:
+        Tokenizer.train_words(["other words"]).save(folder)
+    reason = {
+        "no meta": f"holds no {META}: it was never finished",
+        "cut short": r"train\.bin has 100 bytes, not the [\d,]+ of 288 rows: it was cut short or replaced",
+        "no json": "is damaged",
+        "another format": "has format 'flowlm-data/0', this version of flowlm reads 'flowlm-data/1'",
+        "another tokenizer": "holds another tokenizer than it was prepared with",
+    }[damage]
+    with pytest.raises(ValueError, match=reason):
+        open_prepared(folder)
+    with pytest.raises(ValueError, match=reason):
+        load_corpus(config(folder), 16)
+    again = load_corpus(config(text), 16)
+    assert np.array_equal(again.train, train)
+
+
+def test_a_prepared_folder_stands_for_its_text(text: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    out = prepare_corpus(config(text), 16, tmp_path / "out", said.append)
+    corpus = load_corpus(config(text), 16)
+    text.unlink()
+    taken = load_corpus(config(out), 16)
+    assert np.array_equal(taken.train, corpus.train)
+    assert taken.meta["sha256"] == corpus.meta["sha256"]
+    with pytest.raises(
+        ValueError, match=r"was prepared otherwise: rows was 'cut', is 'wrap'; length was 16, is 8"
+    ):
+        load_corpus(config(out, rows="wrap"), 8)
+    with pytest.raises(
+        ValueError, match=r"was prepared with another tokenizer \(\d+ tokens\) than the model's \(4 tokens\)"
+    ):
+        load_corpus(config(out), 16, tokenizer=Tokenizer.train_words(["a b"]))
+
+
+def test_a_folder_of_something_else_is_never_written_over(text: Path, tmp_path: Path) -> None:
+    out = prepare_corpus(config(text), 16, tmp_path / "out", print)
+    before = content(out)
+    assert prepare_corpus(config(text), 16, out, print) == out
+    with pytest.raises(
+        ValueError, match=r"holds prepared text already, of another kind: length was 16, is 12"
+    ):
+        prepare_corpus(config(text), 12, out, print)
+    text.write_text("\n".join(LINES[:50]))
+    with pytest.raises(ValueError, match=r"of another kind: the text was sha256 \w+…, is \w+…"):
+        prepare_corpus(config(text), 16, out, print)
+    assert content(out) == before
+    with pytest.raises(ValueError, match="holds something else than prepared text: give a new folder"):
+        prepare_corpus(config(text), 16, tmp_path, print)
+    with pytest.raises(ValueError, match="drawn anew in seconds: there is nothing to prepare"):
+        prepare_corpus(DataConfig(), 64, None, print)
+
+
+# ------------------------------------------------------------------------------------------------------- killed
+
+KILLED = """
+import os, signal, sys
+from flowlm.data import prepared
+from flowlm.data.corpora import DataConfig, load_corpus
+prepared._CHUNK, prepared._KEEP_EVERY = 16, 0.0
+stage, after = sys.argv[2], int(sys.argv[3])
+target = {"scan": (prepared._Smallest, "add"), "encode": (prepared._Side, "_write")}[stage]
+whole, calls = getattr(*target), 0
+def dying(self, *args):
+    global calls
+    calls += 1
+    if calls > after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, *args)
+setattr(*target, dying)
+load_corpus(DataConfig(corpus="text", path=sys.argv[1], rows="wrap"), 16)
+"""
+
+
+@pytest.mark.parametrize(("stage", "after"), [("scan", 100), ("encode", 3), ("encode", 8)])
+def test_a_killed_preparation_goes_on_to_the_same_bytes(
+    text: Path, cache: Path, stage: str, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(text), stage, str(after)], env=os.environ, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not [p for p in cache.iterdir() if (p / META).exists()]
+    said: list[str] = []
+    encoded: list[int] = []
+    monkeypatch.setattr(
+        prepared, "_encode", lambda tokenizer, texts: encoded.append(len(texts)) or _encode(tokenizer, texts)
+    )
+    resumed = load_corpus(config(text, rows="wrap"), 16, report=said.append)
+    assert any("going on with a preparation that was interrupted" in line for line in said)
+    assert (sum(encoded) < len(LINES)) == (stage == "encode")
+    again = cache.with_name("another-cache")
+    monkeypatch.setenv("FLOWLM_CACHE", str(again))
+    whole = load_corpus(config(text, rows="wrap"), 16)
+    assert same(resumed, whole)
+    a, b = content(only_folder(cache)), content(only_folder(again))
+    assert {k: v for k, v in a.items() if k != META} == {k: v for k, v in b.items() if k != META}
+
+
+def test_what_was_begun_for_another_text_is_not_gone_on_with(text: Path, cache: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(text), "encode", "3"], env=os.environ, check=False)
+    text.write_text("\n".join(LINES[:60]))
+    said: list[str] = []
+    assert load_corpus(config(text, rows="wrap"), 16, report=said.append).meta["passages"] == 60
+    assert not any("interrupted" in line for line in said)
+
+
+SLOW = """
+import sys, time
+from flowlm.data import prepared
+from flowlm.data.corpora import DataConfig, load_corpus
+whole = prepared._encode
+def slow(tokenizer, texts):
+    print("encoding", flush=True)
+    time.sleep(1.5)
+    return whole(tokenizer, texts)
+prepared._encode = slow
+corpus = load_corpus(DataConfig(corpus="text", path=sys.argv[1]), 16, report=print)
+print(len(corpus.train))
+"""
+
+
+def test_two_processes_at_once(text: Path, cache: Path) -> None:
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", SLOW, str(text)], stdout=subprocess.PIPE, text=True, env=os.environ
+        )
+
+    first = start()
+    assert first.stdout is not None
+    assert first.stdout.readline() == "encoding\n"
+    second = start()
+    outs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert [process.returncode for process in (first, second)] == [0, 0]
+    assert all(out.endswith("288\n") for out in outs)
+    assert "another process is preparing" in outs[1]
+    assert "encoding" not in outs[1]
+    assert only_folder(cache)
+
+
+def test_a_full_disk_leaves_nothing_in_place(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, rows: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepared._Side, "_write", full)
+        with pytest.raises(
+            OSError, match=r"cannot write .*: No space left on device; nothing was written \(free some"
+        ):
+            load_corpus(config(text), 16)
+    assert not [p for p in cache.iterdir() if (p / META).exists()]
+    assert len(load_corpus(config(text), 16).train) == 288
+
+
+# ---------------------------------------------------------------------------------------------- what is counted
+
+
+def test_records_are_held_out_whole_and_copies_across_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    records = [[f"document {i} begins", "all documents say this", f"document {i} ends"] for i in range(60)]
+    path.write_text("".join(json.dumps({"text": "\n".join(r)}) + "\n" for r in [*records, *records[:20]]))
+    said: list[str] = []
+    corpus = load_corpus(config(path, held_out=18), 8, report=said.append)
+    decode = corpus.tokenizer.decode
+    train, held_out = ([decode(row) for row in side] for side in (corpus.train, corpus.held_out))
+    sides = {i: {f"document {i} begins" in side for side in (train, held_out)} for i in range(60)}
+    assert all(len(where) == 2 for where in sides.values())  # on one side, with its copy
+    assert Counter(train + held_out) == Counter(line for r in [*records, *records[:20]] for line in r)
+    own = held_out.count("all documents say this")
+    assert corpus.meta["held_out_in_train"] == own == len(held_out) // 3
+    assert any(f"{own} of the held-out ones are also training passages" in line for line in said)
+    assert corpus.meta["documents"] == 80
+    assert corpus.meta["duplicates"] == 240 - 121
+
+
+def test_dropped_passages_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    lines = ["a b c"] + [f"a b c{'' if i % 3 else ' rare' + str(i)}{' a b c' * (i % 2)}" for i in range(40)]
+    path.write_text(
+        "\n".join(dict.fromkeys(lines)) + "\n" + "\n".join(f"b {n}" for n in "abc" for _ in range(9))
+    )
+    said: list[str] = []
+    corpus = load_corpus(config(path, vocab_size=3, unknown="drop", rows="drop"), 6, report=said.append)
+    assert corpus.tokenizer.vocab_size == 6
+    assert not (np.concatenate([corpus.train, corpus.held_out]) == corpus.tokenizer.unk_id).any()
+    assert corpus.meta["dropped_unknown"] == 14
+    assert corpus.meta["dropped_long"] == 1
+    assert any("the 14 passages that have any are left out" in line for line in said)
+    assert any("longer than 5 tokens and [EOS]: left out" in line for line in said)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 3)), min_size=1, max_size=200), st.integers(1, 9)
+)
+def test_the_smallest_hashes_are_those_of_a_full_sort(seen: list[tuple[int, int]], limit: int) -> None:
+    smallest = _Smallest(limit)
+    full: Counter[int] = Counter()
+    for digest, passages in seen:
+        smallest.add(digest, passages)
+        full[digest] += passages
+    first = sorted(full)[:limit]
+    assert {d: smallest.counts[d] for d in sorted(smallest.counts)[:limit]} == {d: full[d] for d in first}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1 << 63), st.booleans()), min_size=1, max_size=50))
+def test_copies_are_counted_exactly(
+    tmp_path_factory: pytest.TempPathFactory, passages: list[tuple[int, bool]]
+) -> None:
+    folder = tmp_path_factory.mktemp("hashes")
+    hashes = [value % 7 << 60 | value % 3 for value, _ in passages]
+    np.array(hashes, np.uint64).tofile(folder / "hashes.bin")
+    np.array([held for _, held in passages], np.uint8).tofile(folder / "sides.bin")
+    assert _count_distinct(folder / "hashes.bin") == len(set(hashes))
+    held = [h for h, (_, is_held) in zip(hashes, passages) if is_held]
+    train = {h for h, (_, is_held) in zip(hashes, passages) if not is_held}
+    assert _count_across(folder / "hashes.bin", folder / "sides.bin") == sum(h in train for h in held)
+
+
+# ------------------------------------------------------------------------------------------------ very long lines
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.sampled_from("ab'- .  \t漢"), max_size=80))
+def test_parts_of_a_long_passage_have_the_ids_of_the_whole(kind: str, text: str) -> None:
+    some = ["a b ab ba a'b a-b . .. 漢 a漢 b"]
+    tokenizer = TOKENIZERS.setdefault(
+        kind,
+        Tokenizer.train_words([*some, "c"], max_vocab=9)
+        if kind == "words"
+        else Tokenizer.train_bpe(some, vocab_size=280),
+    )
+    text = text.strip()
+    before, prepared._LONG = prepared._LONG, 12
+    try:
+        ids = [*_encode(tokenizer, [text, "a b"])]
+    except ValueError as error:
+        assert "characters without a space" in str(error)  # noqa: PT017
+        return
+    finally:
+        prepared._LONG = before
+    assert ids == tokenizer.encode([text, "a b"])
+
+
+TOKENIZERS: dict[str, Tokenizer] = {}
+
+
+def test_a_line_of_many_megabytes(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("short one\nshort two\n" + "some words again and " * 150_000 + "\nshort three\n" * 20)
+    start = time.monotonic()
+    corpus = load_corpus(config(path, rows="split"), 64)
+    assert corpus.meta["max_tokens"] == 600_000
+    assert corpus.meta["split"] == 1
+    assert time.monotonic() - start < 120
+    path.write_text("short one\nshort two\n" + "x" * 3_000_000)
+    with pytest.raises(
+        ValueError, match=r"65,536 characters without a space, from 'xxx.*this is no text that is made"
+    ):
+        load_corpus(config(path), 64)
+
+
+def test_the_recipe_names_every_choice_that_decides_the_rows() -> None:
+    left_out = {
+        "corpus",
+        "path",
+        "eos",
+        "pad",
+        "num",
+        "seed",
+    }  # the text itself, the tokenizer's sha256, the grammar's
+    fields = {f.name for f in dataclasses.fields(DataConfig)} - left_out
+    assert fields | {"length"} == {f.name for f in dataclasses.fields(prepared.Recipe)}

@@ -1,0 +1,263 @@
+"""Text from files of every kind: the same passages however they are packed; errors name file, line and fix."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flowlm.data.readers import TextReader
+
+LINES = ["The cat sat.", "A “dog” barked, twice.", "naïve 漢字 text"]
+TEXT = "\n".join(LINES) + "\n"
+
+
+def passages(path: Path, **options: Any) -> list[str]:
+    return [p for document in TextReader(path, **options).documents() for p in document]
+
+
+def zipped(data: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/text.txt", data)
+    return out.getvalue()
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    "text.txt": lambda data: data,
+    "text.without-known-suffix": lambda data: data,
+    "text.txt.gz": gzip.compress,
+    "text.txt.xz": lzma.compress,
+    "text.txt.bz2": bz2.compress,
+    "text.zip": zipped,
+}
+
+
+def records(kind: str, texts: list[str]) -> bytes:
+    if kind == "jsonl":
+        return "".join(json.dumps({"n": i, "text": t}) + "\n" for i, t in enumerate(texts)).encode()
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter="," if kind == "csv" else "\t")
+    writer.writerows([["n", "text"], *enumerate(texts)])
+    return out.getvalue().encode()
+
+
+# ------------------------------------------------------------------------------------------------ what is read
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_plain_text_however_it_is_packed(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(PACKED[name](TEXT.encode()))
+    reader = TextReader(path)
+    assert [p for d in reader.documents() for p in d] == LINES
+    assert reader.done == reader.bytes == path.stat().st_size
+    assert reader.sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert not reader.has_records
+
+
+@pytest.mark.parametrize("packed", ["", ".gz", ".xz", ".zip"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_records(tmp_path: Path, kind: str, packed: str) -> None:
+    texts = ["one, two", 'a "quoted"\nline', "x" * 200_000]  # csv's own limit is 131,072
+    data = records(kind, texts)
+    name = f"a.{kind}{packed}"
+    if packed == ".zip":
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(f"inside.{kind}", data)
+    else:
+        pack = {"": lambda d: d, ".gz": gzip.compress, ".xz": lzma.compress}[packed]
+        (tmp_path / name).write_bytes(pack(data))
+    reader = TextReader(tmp_path / name, unit="document")
+    assert [*reader.documents()] == [[t] for t in texts]
+    assert reader.has_records
+    by_line = [*TextReader(tmp_path / name, unit="line").documents()]
+    assert by_line == [["one, two"], ['a "quoted"', "line"], ["x" * 200_000]]
+    assert csv.field_size_limit() == 131_072
+
+
+def test_parquet(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow comes with flowlm[data]")
+    import pyarrow.parquet as parquet
+
+    path = tmp_path / "a.parquet"
+    table = arrow.table({"n": list(range(3000)), "body": [f"text {i}" for i in range(2999)] + [None]})
+    parquet.write_table(table, path, row_group_size=700)
+    reader = TextReader(path, field="body")
+    assert [p for d in reader.documents() for p in d] == [f"text {i}" for i in range(2999)]
+    assert reader.done == reader.bytes
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(path, "in.parquet")
+    assert len(passages(tmp_path / "b.zip", field="body")) == 2999
+    with pytest.raises(
+        ValueError, match=r"a\.parquet has no field 'text': set data\.field to one of 'n', 'body'"
+    ):
+        passages(path)
+    with pytest.raises(ValueError, match="the column 'n' holds int64, not text"):
+        passages(path, field="n")
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match=r"is damaged or no Parquet file .* fetch it again"):
+        passages(path, field="body")
+
+
+def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ImportError, match=r"Parquet is read by pyarrow: pip install 'flowlm\[data\]'"):
+        passages(tmp_path / "a.parquet")
+
+
+def test_a_folder_in_the_order_of_names(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "one.txt").write_text("third\n")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"first\n"))
+    (tmp_path / "b.jsonl").write_text('{"text": "second"}\n')
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    (tmp_path / "LICENSE").write_text("no text of ours")
+    (tmp_path / ".hidden.txt").write_text("never read")
+    reader = TextReader(tmp_path)
+    assert [*reader.documents()] == [["first"], ["third"], ["second"]]  # a.txt.gz, b/one.txt, b.jsonl
+    assert reader.skipped == {"": 1, ".png": 1}
+    assert [name for name, _, _ in reader.fingerprint()] == ["a.txt.gz", "b/one.txt", "b.jsonl"]
+    before = reader.sha256()
+    (tmp_path / "b" / "one.txt").rename(tmp_path / "b" / "two.txt")
+    assert TextReader(tmp_path).sha256() != before
+
+
+def test_units(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeffone\r\ntwo\r\n \t\r\n\r\nthree\rfour\n\n".encode())
+    assert passages(path) == ["one", "two", "three", "four"]
+    assert passages(path, unit="paragraph") == ["one\ntwo", "three\nfour"]
+    assert passages(path, unit="document") == ["one\ntwo\n \t\n\nthree\nfour"]
+    assert all(len(document) == 1 for document in TextReader(path, unit="paragraph").documents())
+    record = tmp_path / "a.jsonl"
+    record.write_text(json.dumps({"text": "one\r\ntwo\n\nthree"}))
+    assert [*TextReader(record, unit="paragraph").documents()] == [["one\ntwo", "three"]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), max_size=20), max_size=20
+    )
+)
+def test_every_line_comes_back(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> None:
+    path = tmp_path_factory.mktemp("lines") / "a.txt"
+    path.write_bytes("\n".join(lines).encode())
+    cleaned = [line.replace("\ufeff", " ").strip() for line in lines]
+    assert passages(path) == [line for line in cleaned if line]
+
+
+def test_control_characters_become_spaces_and_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\x00b\x0cc\td\x1b[0m\x7f\n\x01\x02\nend\n")
+    reader = TextReader(path)
+    assert [*reader.documents()] == [["a b c\td [0m"], ["end"]]
+    assert reader.control_characters == 6
+
+
+def test_other_encodings(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("café\nnaïve\n".encode("latin-1"))
+    assert passages(path, encoding="latin-1") == ["café", "naïve"]
+    path.write_bytes("café\nnaïve\n".encode("utf-16"))
+    assert passages(path, encoding="utf-16") == ["café", "naïve"]
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8: it is UTF-16: set data\.encoding = 'utf-16'"):
+        passages(path)
+    with pytest.raises(ValueError, match=r"data\.encoding = 'utf-9' is not known to Python: use utf-8"):
+        TextReader(path, encoding="utf-9")
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+def test_one_wrong_byte_among_many_files(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("good\n" * 10_000)
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"good\n" * 5_000 + b"bad \xe9\n" + b"good\n" * 5_000))
+    with pytest.raises(
+        ValueError, match=r"b\.txt\.gz is not UTF-8: byte 0xe9 at offset 25004, line 5001; convert it"
+    ):
+        passages(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["text.txt.gz", "text.txt.xz", "text.txt.bz2", "text.zip"])
+@pytest.mark.parametrize("damage", ["cut short", "garbage inside", "something else"])
+def test_corrupt_archives(tmp_path: Path, name: str, damage: str) -> None:
+    path = tmp_path / name
+    whole = PACKED[name]("".join(f"line {i * 7919 % 10007}\n" for i in range(20_000)).encode())
+    middle = len(whole) // 2
+    path.write_bytes(
+        {
+            "cut short": whole[:middle],
+            "garbage inside": whole[:middle] + b"\x00\xff" * 40 + whole[middle + 80 :],
+            "something else": b"this is no archive at all, whatever it is called",
+        }[damage]
+    )
+    with pytest.raises(
+        ValueError, match=r"text\S* is (damaged|damaged or cut short|damaged or no zip archive) ?.*: fetch"
+    ):
+        passages(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        (
+            "a.jsonl",
+            '{"body": "x"}\n',
+            r"a\.jsonl, line 1 has no field 'text': set data\.field to one of 'body'",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"text": ',
+            r"a\.jsonl, line 2 is not JSON \(.*\): one JSON object a line",
+        ),
+        ("a.jsonl", "[1]\n", r"line 1 holds list, not an object with fields"),
+        (
+            "a.jsonl",
+            '{"text": 3}\n',
+            r"line 1: the field 'text' holds int, not text: set data\.field to another",
+        ),
+        ("a.csv", "n,body\n1,x\n", r"a\.csv has no field 'text': set data\.field to one of 'n', 'body'"),
+        (
+            "a.csv",
+            "n,text\n1,x,y\n",
+            r"a\.csv, line 2 has 3 columns, its header 2: quote texts that hold commas",
+        ),
+        ("a.tsv", "n\ttext\n1\n", r"a\.tsv, line 2 has 1 columns, its header 2: quote texts that hold tabs"),
+        ("a.csv", 'n,text\n1,"x" y\n', r"a\.csv, line 2 is not CSV \(.*\): check its quotes"),
+        ("a.parquet.gz", "", r"Parquet is packed by itself, and is not read through \.gz: unpack it"),
+    ],
+)
+def test_bad_records(tmp_path: Path, name: str, content: str, reason: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=reason):
+        passages(tmp_path / name)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"data\.path is empty"):
+        TextReader("")
+    with pytest.raises(ValueError, match=r"none' does not exist \(read from .*\): check it"):
+        TextReader(tmp_path / "none")
+    (tmp_path / "x.png").write_bytes(b"")
+    (tmp_path / "LICENSE").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"holds no text files \(1 without a suffix, 1 \.png\): known are \.txt, \.jsonl"
+    ):
+        TextReader(tmp_path)
