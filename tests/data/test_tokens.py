@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +21,7 @@ from tokenizers import models, pre_tokenizers
 from flowlm.data.grammar import Grammar, tokenize
 from flowlm.data.tokens import EOS, PAD, UNK, Tokenizer
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
+DATA = Path(os.environ.get("FLOWLM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
 STORY = (
     "Anna's well-known dog (Rex) ran 1,600.5 miles -- \"far!\" said Tom; 'no,' she said. "
@@ -265,6 +268,26 @@ def test_saved_and_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert again.decode(again.encode([text])[0]) == text
 
 
+@BOTH
+def test_hashes_are_those_of_the_saved_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """They are kept in saved models and runs: however a tokenizer is read, they must stay the same."""
+    tokenizer.save(tmp_path)
+    described = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert tokenizer.sha256 == hashlib.sha256(canonical.encode()).hexdigest()
+    ranked = sorted(described["model"]["vocab"], key=described["model"]["vocab"].__getitem__)
+    assert tokenizer.vocabulary_sha256 == hashlib.sha256("\0".join(ranked).encode()).hexdigest()
+
+
+@BOTH
+def test_a_pickled_tokenizer_is_the_same(tokenizer: Tokenizer) -> None:
+    text = "Anna ran: the dogs' home" if tokenizer is WORDS else "the [EOS] [PAD] naïve cat"
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.encode([text]) == tokenizer.encode([text])
+    assert again.decode(again.encode([text])[0]) == text
+    assert (again.sha256, again.kind, again.losses) == (tokenizer.sha256, tokenizer.kind, tokenizer.losses)
+
+
 def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     BPE.save(tmp_path)
 
@@ -320,14 +343,13 @@ def test_load_without_special_tokens(tmp_path: Path, name: str) -> None:
 
 def test_load_of_tokenizers_that_lose_text(tmp_path: Path) -> None:
     vocab = {EOS: 0, PAD: 1, "a": 2, "b": 3}
-    with pytest.raises(ValueError, match="not byte-level"):
-        Tokenizer.load(_write(tmp_path, Model(models.BPE(vocab, []))))
+    assert "are dropped" in Tokenizer.load(_write(tmp_path, Model(models.BPE(vocab, [])))).losses
     model = Model(models.WordLevel(vocab, unk_token=UNK))
     model.pre_tokenizer = pre_tokenizers.Whitespace()
-    with pytest.raises(ValueError, match="not split as here"):
+    with pytest.raises(ValueError, match=r"not split as here.*or take it as it is with Tokenizer.read"):
         Tokenizer.load(_write(tmp_path, model))
-    with pytest.raises(ValueError, match="Unigram model: only WordLevel, BPE"):
-        Tokenizer.load(_write(tmp_path, Model(models.Unigram([(EOS, 0.0), (PAD, 0.0)], 0))))
+    Tokenizer.read(tmp_path).save(tmp_path)
+    assert Tokenizer.load(tmp_path).kind == "wordlevel"
 
 
 def test_load_with_gaps_in_the_ids(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
-"""Text to token ids and back: whole words with punctuation, or byte-level pieces.
+"""Text to token ids and back: whole words with punctuation, byte-level pieces, or a tokenizer made elsewhere.
 
-[EOS] and [PAD] are ordinary tokens of every vocabulary: the flow writes them like any other. They come from
-no text; a text that spells "[EOS]" is encoded as what it spells.
+An end token and a pad, [EOS] and [PAD] where they are made here, are ordinary tokens of every vocabulary: the
+flow writes them like any other. They come from no text; a text that spells "[EOS]" is encoded as what it spells.
 
     words   a word (with its inner apostrophes and hyphens), a number, or one sign is a token; spacing is not
             kept, decoding sets it by rule, so that encode(decode(ids)) == ids
     bpe     pieces of UTF-8 bytes; decode(encode(text)) == text for every text
+
+A tokenizer made elsewhere keeps its ids, and says in `Tokenizer.losses` what a text loses by it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowlm.files import write_data
+from flowlm.data import fidelity, pretrained
+from flowlm.files import write_data, write_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -25,13 +28,15 @@ if TYPE_CHECKING:
 __all__ = ["EOS", "PAD", "UNK", "Tokenizer"]
 
 EOS, PAD, UNK = "[EOS]", "[PAD]", "[UNK]"
-FILE = "tokenizer.json"
+FILE = pretrained.TOKENIZER
 MIN_BPE = 256 + 2  # every byte, [EOS], [PAD]
 
 # Oniguruma: words, numbers, dashes, and any other sign alone. No alternative matches a space.
 _WORD = r"\w+(?:['’\-]\w+|(?<=\d)[.,]\d\w*)*|-{2,}|[^\w\s]"
 _CHUNK = 8192  # texts handed to the library at a time: bounds memory
 _CACHED = 1 << 20
+
+_KINDS = {"WordLevel": "wordlevel", "BPE": "bpe", "WordPiece": "wordpiece", "Unigram": "unigram"}
 
 _GLUE_LEFT = frozenset(".,!?;:)]}%”’…")
 _GLUE_RIGHT = frozenset("([{“‘$£€¿¡")
@@ -65,69 +70,78 @@ def _join(tokens: Iterable[str]) -> str:
 
 
 class Tokenizer:
-    """Token ids of texts, and texts of token ids. Made by `train_words`, `train_bpe` or `load`.
+    """Token ids of texts, and texts of token ids. Made by `train_words`, `train_bpe`, `load` or `read`.
 
-    ``vocab_size`` counts the special tokens; ``eos_id``, ``pad_id``, ``unk_id`` (None without [UNK]);
-    ``kind`` is "words" or "bpe"; ``sha256`` identifies the vocabulary and its rules,
-    ``vocabulary_sha256`` the tokens in the order of their ids alone.
+    ``vocab_size`` counts the special tokens; ``eos_id``, ``pad_id``, ``unk_id`` (None where no text becomes the
+    unknown token); ``kind`` is "words" or "bpe", or "wordpiece", "wordlevel" or "unigram" if made elsewhere;
+    ``losses`` says what a text loses, empty if decode(encode(text)) == text for every text; ``sha256``
+    identifies the vocabulary and its rules, ``vocabulary_sha256`` the tokens in the order of their ids alone.
+    It can be pickled, for worker processes.
     """
 
-    def __init__(self, model: tokenizers.Tokenizer) -> None:
-        """Wraps a tokenizer of the `tokenizers` library. ValueError: [EOS] or [PAD] missing, other kinds."""
+    def __init__(self, model: tokenizers.Tokenizer, *, eos: str = EOS, pad: str = PAD) -> None:
+        """Wraps a tokenizer of the `tokenizers` library, with `eos` the end token and `pad` the pad.
+
+        ValueError: either is missing, ids with gaps, random pieces.
+        """
+        # Passages are cut and filled elsewhere, and are counted there.
+        model.no_truncation()
+        model.no_padding()
+        # what a text spells is text, even where it spells the name of a special token
+        model.encode_special_tokens = True
         described = json.loads(model.to_str())
         canonical = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        kinds = {"WordLevel": "words", "BPE": "bpe"}
-        found = described["model"].get("type")
-        if found not in kinds:
-            raise ValueError(f"the tokenizer is a {found} model: only {', '.join(kinds)} are read here")
-        eos, pad = model.token_to_id(EOS), model.token_to_id(PAD)
-        if eos is None or pad is None:
+        if described["model"].get("dropout"):
             raise ValueError(
-                f"the tokenizer has no {EOS if eos is None else PAD} token: every passage ends with {EOS} "
-                f"and is filled with {PAD}; add both to its vocabulary, or train a new one"
+                f"the tokenizer splits words at random (dropout = {described['model']['dropout']}), so that a text "
+                'has no certain ids: set "dropout" to null in its file'
             )
-        self._check_lossless(model, kinds[found], described)
+        eos_id, pad_id = model.token_to_id(eos), model.token_to_id(pad)
+        if eos_id is None or pad_id is None:
+            raise ValueError(
+                f"the tokenizer has no {eos if eos_id is None else pad} token: every passage ends with {eos} "
+                f"and is filled with {pad}; add both to its vocabulary, or train a new one"
+            )
         size = model.get_vocab_size()
         tokens = [model.id_to_token(i) for i in range(size)]
         if any(token is None for token in tokens):
             raise ValueError(f"the tokenizer's ids are not 0..{size - 1}: id {tokens.index(None)} is missing")
         if size - 2 < 2:
             raise ValueError(
-                f"the vocabulary has {size - 2} token(s) beside {EOS} and {PAD}: a model has nothing to "
+                f"the vocabulary has {size - 2} token(s) beside {eos} and {pad}: a model has nothing to "
                 "choose; give text with at least two different words"
             )
-        # what a text spells is text, even where it spells the name of a special token
-        model.encode_special_tokens = True
         self._model = model
+        self._names = (eos, pad)
         self._tokens: list[str] = [str(token) for token in tokens]
         self._cache: dict[str, list[int]] = {}
-        self.kind: str = kinds[found]
+        self.kind: str = "words" if _is_ours(described) else _KINDS[described["model"]["type"]]
         self.vocab_size: int = size
-        self.eos_id: int = eos
-        self.pad_id: int = pad
-        self.unk_id: int | None = model.token_to_id(UNK) if self.kind == "words" else None
+        self.eos_id: int = eos_id
+        self.pad_id: int = pad_id
+        unk = fidelity.unknown_token(model, described)
+        self.unk_id: int | None = None if unk is None else model.token_to_id(unk)
+        if self.kind == "words":
+            self.losses: str = "spacing is set by rule"
+            self.losses += f"; words outside the vocabulary become {unk}" if unk else ""
+        else:
+            self.losses = fidelity.losses(model, described, self._names)
+        if not self._is_plain:
+            canonical = "\0".join((canonical, eos, pad))
         self.sha256: str = hashlib.sha256(canonical.encode()).hexdigest()
         self.vocabulary_sha256: str = hashlib.sha256("\0".join(self._tokens).encode()).hexdigest()
 
-    @staticmethod
-    def _check_lossless(model: tokenizers.Tokenizer, kind: str, described: dict[str, Any]) -> None:
-        """A tokenizer made elsewhere may lose text without a word: those are refused."""
-        if kind == "words":
-            split = described["pre_tokenizer"] or {}
-            if split.get("pattern") != {"Regex": _WORD} or described["normalizer"] is not None:
-                raise ValueError(
-                    "the tokenizer's words are not split as here, so that decoding would not fit encoding: "
-                    "train one with Tokenizer.train_words"
-                )
-            return
-        from tokenizers import pre_tokenizers
+    @property
+    def _is_plain(self) -> bool:
+        """Whether tokenizer.json alone says all: as with those made here."""
+        return self._names == (EOS, PAD) and self.kind in ("words", "bpe")
 
-        missing = [sign for sign in pre_tokenizers.ByteLevel.alphabet() if model.token_to_id(sign) is None]
-        if missing:
-            raise ValueError(
-                f"the tokenizer is not byte-level ({len(missing)} of 256 bytes have no piece), so that some "
-                "text could not be written: train one with Tokenizer.train_bpe"
-            )
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_cache": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._model.encode_special_tokens = True  # the library does not keep it
 
     def __repr__(self) -> str:
         return f"Tokenizer(kind={self.kind!r}, vocab_size={self.vocab_size}, sha256={self.sha256[:12]!r})"
@@ -140,7 +154,15 @@ class Tokenizer:
             raise ValueError(
                 f"encode takes a list of texts, got the one text {texts[:40]!r}: wrap it in a list"
             )
-        return self._encode_words(texts) if self.kind == "words" else self._encode_all(texts)
+        if self.kind == "words":
+            return self._encode_words(texts)
+        try:
+            return self._encode_all(texts)
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(
+                f"the tokenizer has no token for something in the text ({error}): use the text that it was made "
+                "for, or another tokenizer"
+            ) from error
 
     def _encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = []
@@ -182,9 +204,9 @@ class Tokenizer:
             )
 
     def decode(self, ids: Iterable[Any]) -> str:
-        """The text of `ids` (a list, an array, a tensor) up to the first [EOS].
+        """The text of `ids` (a list, an array, a tensor) up to the first end token.
 
-        A [PAD] before it, which no encoded text has, is shown: it is a fault of the model that wrote it.
+        A pad before it, which no encoded text has, is shown: it is a fault of the model that wrote it.
 
         ValueError: an id outside 0..V-1.
         """
@@ -209,14 +231,20 @@ class Tokenizer:
     # ------------------------------------------------------------------------------------------------- files
 
     def save(self, folder: Path | str) -> None:
-        """Writes tokenizer.json into `folder`, whole or not at all."""
+        """Writes tokenizer.json into `folder`, whole or not at all.
+
+        Beside it, tokenizer_config.json names the end token and the pad where they are not [EOS] and [PAD].
+        """
+        config = Path(folder) / pretrained.CONFIG
+        if not self._is_plain:
+            write_json(config, {"eos_token": self._names[0], "pad_token": self._names[1]})
         write_data(Path(folder) / FILE, self._model.to_str(pretty=True))
+        if self._is_plain:
+            config.unlink(missing_ok=True)  # of another tokenizer
 
     @classmethod
     def load(cls, folder: Path | str) -> Tokenizer:
-        """Reads `folder`/tokenizer.json. ValueError: missing, damaged, or without [EOS] or [PAD]."""
-        from tokenizers import Tokenizer as Model
-
+        """Reads what `save` wrote. ValueError: missing, damaged, or without its end token or pad."""
         path = Path(folder) / FILE
         try:
             text = path.read_text(encoding="utf-8")
@@ -228,14 +256,40 @@ class Tokenizer:
             raise ValueError(
                 f"{path} cannot be read ({error}): give the folder of a saved tokenizer"
             ) from error
+        config = pretrained.read_config(path.parent)
+        eos, pad = (pretrained.named(config, key) for key in ("eos_token", "pad_token"))
+        model = pretrained.parse(text, path)
         try:
-            model = Model.from_str(text)
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path} is damaged or no tokenizer file ({error}): save it again") from error
-        try:
-            return cls(model)
+            tokenizer = cls(model, eos=eos or EOS, pad=pad or PAD)
+            if tokenizer.kind == "wordlevel" and not (eos and pad):
+                raise ValueError(
+                    "the tokenizer's words are not split as here, so that decoding would not fit encoding: "
+                    "train one with Tokenizer.train_words, or take it as it is with Tokenizer.read"
+                )
+            return tokenizer
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def read(cls, path: Path | str, *, eos: str = "", pad: str = "") -> Tokenizer:
+        """Reads a tokenizer made elsewhere, from one of these files or a folder that holds it.
+
+        tokenizer.json: of the `tokenizers` library. vocab.txt: WordPiece, with BERT's splitting; whether it
+        lower-cases is said by do_lower_case of a tokenizer_config.json beside it, else by the vocabulary,
+        which has upper-case letters or not. encoder.json with vocab.bpe, or vocab.json with merges.txt: GPT-2.
+
+        Ids stay as they are. `eos` is the end token: by default the one that tokenizer_config.json names, else
+        the first found of [EOS], <|endoftext|>, </s>, [SEP], <eos>. `pad` is found likewise, [PAD], <|pad|> or
+        <pad>; where there is none, it becomes the next id.
+
+        ValueError: nothing known there, damaged, no end token.
+        """
+        found = pretrained.read_model(Path(path))
+        names = pretrained.end_and_pad(found, eos, pad)
+        try:
+            return cls(found.model, eos=names[0], pad=names[1])
+        except ValueError as error:
+            raise ValueError(f"{found.path}: {error}") from error
 
     # ---------------------------------------------------------------------------------------------- training
 
@@ -315,6 +369,16 @@ class Tokenizer:
         )
         model.train_from_iterator(iter(texts), trainer)
         return cls(model)
+
+
+def _is_ours(described: dict[str, Any]) -> bool:
+    """Whether words are split as `train_words` does, which `_join` and the reading by chunks rely on."""
+    split = {"type": "Split", "pattern": {"Regex": _WORD}, "behavior": "Removed", "invert": True}
+    return (
+        described["model"]["type"] == "WordLevel"
+        and described["pre_tokenizer"] == split
+        and described["normalizer"] is None
+    )
 
 
 def _words(model: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[str]:

@@ -36,7 +36,7 @@ from flowlm.model import (
 CHECKPOINT_FORMAT = "flowlm-checkpoint/1"
 #: What a run directory may hold, and --force may therefore remove.
 _OURS = re.compile(
-    r"config\.toml|config\.json|tokenizer\.json|clock\.json|data\.json|metrics\.jsonl|samples|checkpoints"
+    r"config\.toml|config\.json|tokenizer(_config)?\.json|clock\.json|data\.json|metrics\.jsonl|samples|checkpoints"
     r"|(model|ema|nonfinite-step-\d+)\.safetensors|\..*\.tmp"
 )
 
