@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -251,16 +252,16 @@ def test_what_was_begun_for_another_text_is_not_gone_on_with(text: Path, cache: 
 
 
 SLOW = """
-import sys, time
+import sys
 from flowlm.data import prepared
 from flowlm.data.corpora import DataConfig, load_corpus
 whole = prepared._encode
 def slow(tokenizer, texts):
     print("encoding", flush=True)
-    time.sleep(1.5)
+    sys.stdin.readline()
     return whole(tokenizer, texts)
 prepared._encode = slow
-corpus = load_corpus(DataConfig(corpus="text", path=sys.argv[1]), 16, report=print)
+corpus = load_corpus(DataConfig(corpus="text", path=sys.argv[1]), 16, report=lambda line: print(line, flush=True))
 print(len(corpus.train))
 """
 
@@ -268,17 +269,22 @@ print(len(corpus.train))
 def test_two_processes_at_once(text: Path, cache: Path) -> None:
     def start() -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-c", SLOW, str(text)], stdout=subprocess.PIPE, text=True, env=os.environ
+            [sys.executable, "-c", SLOW, str(text)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ,
         )
 
     first = start()
     assert first.stdout is not None
     assert first.stdout.readline() == "encoding\n"
     second = start()
-    outs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert second.stdout is not None
+    assert "another process is preparing" in second.stdout.readline()  # and waits, until the first goes on
+    outs = [process.communicate("go on\n", timeout=60)[0] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0]
     assert all(out.endswith("288\n") for out in outs)
-    assert "another process is preparing" in outs[1]
     assert "encoding" not in outs[1]
     assert only_folder(cache)
 
@@ -323,9 +329,8 @@ def test_records_are_held_out_whole_and_copies_across_are_reported(tmp_path: Pat
 def test_dropped_passages_are_counted(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     lines = ["a b c"] + [f"a b c{'' if i % 3 else ' rare' + str(i)}{' a b c' * (i % 2)}" for i in range(40)]
-    path.write_text(
-        "\n".join(dict.fromkeys(lines)) + "\n" + "\n".join(f"b {n}" for n in "abc" for _ in range(9))
-    )
+    short = [" ".join(words) for words in itertools.product("abc", repeat=4)]
+    path.write_text("\n".join([*dict.fromkeys(lines), *short]))
     said: list[str] = []
     corpus = load_corpus(config(path, vocab_size=3, unknown="drop", rows="drop"), 6, report=said.append)
     assert corpus.tokenizer.vocab_size == 6

@@ -333,10 +333,12 @@ class _Preparation:
             for chunk in _chunks(documents):
                 which = [_is_held(document, held) for document in chunk]
                 ids = _encode(tokenizer, list(chain.from_iterable(chunk)))
+                rows: dict[bool, list[list[int]]] = {False: [], True: []}
                 for document, is_held in zip(chunk, which):
-                    own = list(itertools.islice(ids, len(document)))
-                    sides[SIDES[is_held]].add(own)
+                    rows[is_held] += itertools.islice(ids, len(document))
                     outputs[-1].write(bytes([is_held]) * len(document))
+                for is_held, passages in rows.items():
+                    sides[SIDES[is_held]].add(passages)
                 done += len(chunk)
                 if (now := time.perf_counter()) - kept > _KEEP_EVERY:
                     kept = now

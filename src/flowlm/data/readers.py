@@ -129,7 +129,9 @@ class TextReader:
                     raise self._undecodable(entry, error) from None
                 except OSError as error:
                     # bz2 has no error of its own: only the operating system's carry a number
-                    raise _damaged(entry, error) if error.errno is None else _unreadable(entry, error) from error
+                    raise (
+                        _damaged(entry, error) if error.errno is None else _unreadable(entry, error)
+                    ) from error
             before += file.stat().st_size
             self.done = before
 
@@ -188,7 +190,7 @@ class TextReader:
 
     # --------------------------------------------------------------------------------------- reading documents
 
-    def _open_file(self, path: Path) -> IO[bytes]:
+    def _open_file(self, path: Path) -> io.BufferedReader:
         try:
             return path.open("rb")
         except OSError as error:
