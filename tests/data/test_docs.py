@@ -87,7 +87,8 @@ def test_module_sentences(tmp_path: Path) -> None:
     path.write_text(
         '"""The docstring of this module is here."""\n'
         "class A:\n    '''The docstring of this class is here.'''\n"
-        "    def f(self):\n        r'''The docstring of this method is here.'''\n        return 'The text here is no docstring.'\n"
+        "    def f(self):\n        r'''The docstring of this method is here.'''\n"
+        "        return 'The text here is no docstring.'\n"
         'add_docstr(f, r"""\nf(x) -> y\n\nThe text of a compiled function is here.\n""".format(**args))\n'
         'print("The text that is printed is not a docstring.")\n'
     )
@@ -174,7 +175,7 @@ def test_split_by_source_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_python_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docs, "sources", lambda: [])
+    monkeypatch.setattr(docs, "sources", list)
     with pytest.raises(ValueError, match="no docstrings were found: this Python comes without the sources"):
         docs.build(tmp_path, print)
     with pytest.raises(ValueError, match=r"data\.path = 'x', but data\.corpus = 'docs' brings its own text"):
