@@ -1,7 +1,8 @@
 """How varied samples are. A sample is a sequence of hashable items: words, or token ids before the end.
 
 Entropy within one sample sees a sample that repeats itself; `distinct_n`, `unique`, `self_bleu` and the entropy
-of all samples together see samples that repeat one another. All of the latter change with the number of samples.
+of all samples together see samples that repeat one another. These change with the number of samples: compare at
+equal numbers.
 """
 
 from __future__ import annotations
