@@ -3,15 +3,20 @@
 Nothing here knows a training object: whatever writes a samples file (see `samples`) can be scored.
 """
 
-from flowlm.evaluation.diversity import corpus_entropy, distinct_n, unigram_entropy, unique
+from flowlm.evaluation.copying import Copying, copying
+from flowlm.evaluation.diversity import corpus_entropy, distinct_n, self_bleu, unigram_entropy, unique
 from flowlm.evaluation.metrics import ROW, evaluate_texts, law_row, make_row, samples_row
+from flowlm.evaluation.ngram import KneserNey
 from flowlm.evaluation.oracle import score
 from flowlm.evaluation.samples import Header, Record, current_commit, read_samples, write_samples
 
 __all__ = [
     "ROW",
+    "Copying",
     "Header",
+    "KneserNey",
     "Record",
+    "copying",
     "corpus_entropy",
     "current_commit",
     "distinct_n",
@@ -21,6 +26,7 @@ __all__ = [
     "read_samples",
     "samples_row",
     "score",
+    "self_bleu",
     "unigram_entropy",
     "unique",
     "write_samples",
