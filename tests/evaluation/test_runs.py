@@ -18,7 +18,12 @@ def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["command"] == "flowlm evaluate run --seed 3"
     assert report["seed"] == 3
-    assert [row["nfe"] for row in report["rows"]] == [1, 2]
+    assert [(row["model"], row["nfe"]) for row in report["rows"]] == [
+        ("FLM", 1),
+        ("FLM", 2),
+        ("held-out", 0),
+        ("5-gram", 0),
+    ]
     assert report["held_out"] == [list(pair) for pair in held_out_curve(run)] != []
     assert {k: len(texts) for k, texts in report["samples"].items()} == {"1": 4, "2": 4}
     text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")

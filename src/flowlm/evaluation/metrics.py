@@ -26,9 +26,14 @@ ROW = (
     "valid",
     "broken",
     "nll_per_token",
+    "perplexity",
+    "known",
     "entropy",
     "unique",
     "distinct_2",
+    "self_bleu",
+    "copied",
+    "longest_copy",
     "slot_tv",
     "pair_tv",
     "seconds",
@@ -37,6 +42,7 @@ ROW = (
     "dtype",
     "commit",
     "law",
+    "scorer",
 )
 """The keys every row has, in order; None where something is not known or does not apply."""
 
@@ -84,8 +90,13 @@ def make_row(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: values.get(key) for key in ROW} | {key: values[key] for key in values if key not in ROW}
 
 
-def samples_row(header: Header, records: Sequence[Record], grammar: Grammar | None = None) -> dict[str, Any]:
-    """The row of one samples file. ValueError: no records.
+def samples_row(
+    header: Header,
+    records: Sequence[Record],
+    grammar: Grammar | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The row of one samples file, with what else was measured. ValueError: no records.
 
     ``tokens_per_second`` counts all token ids written, also those after the end, since each was computed.
     """
@@ -96,6 +107,7 @@ def samples_row(header: Header, records: Sequence[Record], grammar: Grammar | No
             "model": header.model,
             "nfe": header.nfe,
             **metrics,
+            **(more or {}),
             "seconds": header.seconds,
             "tokens_per_second": tokens / header.seconds if header.seconds and tokens else None,
             "seed": header.seed,

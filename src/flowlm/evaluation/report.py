@@ -49,6 +49,9 @@ _TITLES = {
     "nll_per_token": "nats/token",
     "nll_per_story": "nats/story",
     "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
+    "known": "known words",
+    "longest_copy": "longest copy",
     "slot_tv": "slot TV",
     "slot_tv_max": "slot TV max",
     "slot_tv_floor": "slot TV floor",
@@ -57,9 +60,9 @@ _TITLES = {
     "pair_tv_floor": "pair TV floor",
     "tokens_per_second": "tokens/s",
 }
-_SHARES = {"valid", "parsed", "unique"}
+_SHARES = {"valid", "parsed", "unique", "known", "copied"}
 _HASHES = {"law", "tokenizer"}
-_CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law")
+_CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law", "scorer")
 _HASH_DIGITS = 8
 
 
@@ -136,7 +139,7 @@ def _number(key: str, value: float) -> str:
         return str(value)
     if key == "seconds":
         return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    if key == "mean_length":
+    if key in ("mean_length", "longest_copy", "perplexity"):
         return f"{value:.1f}"
     if key in _TITLES or key.endswith("entropy"):
         return f"{value:.3f}"

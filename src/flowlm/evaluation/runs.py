@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowlm.config import read_toml
+from flowlm.config import RunConfig, from_dict, read_toml
+from flowlm.data.corpora import load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
+from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import samples_row
 from flowlm.evaluation.report import markdown, write_json
 from flowlm.evaluation.samples import (
@@ -92,7 +94,9 @@ def _weights(path: Path | None) -> str | None:
         return f"{path.name} {hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
-def score_file(path: Path, *, grammar: Grammar | None = None) -> dict[str, Any]:
+def score_file(
+    path: Path, *, grammar: Grammar | None = None, judge: TextJudge | None = None
+) -> dict[str, Any]:
     """The row of one sample file; against the grammar's law when the file names it or a grammar is given."""
     header, records = read_samples(path)
     law = header.extra.get("law")
@@ -103,7 +107,29 @@ def score_file(path: Path, *, grammar: Grammar | None = None) -> dict[str, Any]:
                 f"{path} was written for the law {law[:12]}…, this version's is {grammar.hash[:12]}…: "
                 "score it with the version of flowlm that wrote it"
             )
-    return samples_row(header, records, grammar)
+    more = judge.measure([record.text for record in records]) if judge is not None else None
+    return samples_row(header, records, grammar, more)
+
+
+def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge | None:
+    """The judge by a run's training text; None, and why, where that text is not known or not there any more."""
+    if model.data.get("corpus") == "grammar":
+        return None
+    without = "no perplexity, known words and copies are measured"
+    path = run / "config.toml"
+    if not path.exists():
+        say(f"{run} does not say what text it was trained on: {without}")
+        return None
+    try:
+        config = from_dict(RunConfig, read_toml(path))
+        corpus = load_corpus(config.data, model.length, model.tokenizer)
+    except ValueError as error:
+        say(f"the training text cannot be read ({error}): {without}")
+        return None
+    if corpus.meta.get("sha256") != model.data.get("sha256"):
+        say(f"the training text has changed since {run} was trained: {without}")
+        return None
+    return TextJudge(corpus, say)
 
 
 def _sample_path(run: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:
@@ -125,10 +151,13 @@ def evaluate_run(
 ) -> list[dict[str, Any]]:
     """One row per step count: generates `run`/samples/nfe-*.jsonl and scores these files.
 
+    On a text, rows of held-out passages and of an n-gram model's samples follow.
+
     Args:
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
     """
     model = FlowLM.from_pretrained(run, device=device)
+    judge = judge_of(run, model, say or (lambda line: None))
     rows = []
     shown = contextlib.nullcontext() if say is None else Progress(num * sum(steps), 0, 0, say, label="calls")
     with shown as progress:
@@ -142,8 +171,8 @@ def evaluate_run(
 
             write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, **sampler)
             before += k * num
-            rows.append(score_file(path))
-    return rows
+            rows.append(score_file(path, judge=judge))
+    return rows if judge is None else rows + judge.reference_rows(num, seed + 1)
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:

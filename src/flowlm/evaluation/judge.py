@@ -1,0 +1,99 @@
+"""Judging text without a known law, by the text a model was trained on.
+
+Perplexity under an n-gram model of the training text, the share of words it knows, how alike samples are, and how
+much of them is copied; beside the two rows without which such numbers mean little: held-out text, and the n-gram
+model's own samples, which take no network at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flowlm.data.corpora import Corpus
+from flowlm.data.tokens import Tokenizer
+from flowlm.evaluation.copying import copying
+from flowlm.evaluation.diversity import self_bleu
+from flowlm.evaluation.metrics import evaluate_texts, make_row, passage, words
+from flowlm.evaluation.ngram import KneserNey
+from flowlm.evaluation.samples import current_commit
+
+__all__ = ["TextJudge"]
+
+ORDER = 5
+MOST_WORDS = 5_000_000
+"""Of the training text that is read: memory is about 100 bytes a word."""
+_ROWS = 4096  # decoded at a time
+
+
+class TextJudge:
+    """Measures of texts against a corpus: what they are compared with is its training side.
+
+    Args:
+        corpus: of the model that wrote them.
+        say: told when only a part of a large corpus is read.
+
+    Attributes:
+        scorer: the n-gram model; its name stands in every row.
+    """
+
+    def __init__(self, corpus: Corpus, say: Callable[[str], None] | None = None):
+        self._held_out = corpus.held_out
+        self._tokenizer = corpus.tokenizer
+        self._longest = int(corpus.train.shape[1])
+        self.train: list[list[str]] = []
+        count = 0
+        for start in range(0, len(corpus.train), _ROWS):
+            new = [words(passage(t)) for t in _texts(corpus.tokenizer, corpus.train[start : start + _ROWS])]
+            self.train += new
+            count += sum(map(len, new))
+            if count > MOST_WORDS and start + _ROWS < len(corpus.train):
+                if say is not None:
+                    say(
+                        f"the scorer reads the first {count:,} words of the training text: copies of the rest are "
+                        "not seen"
+                    )
+                break
+        self.scorer = KneserNey.fit(self.train, ORDER)
+        self._known = {word for text in self.train for word in text}
+
+    def measure(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Numbers of `texts`: ``perplexity`` (a word or sign, ends counted), ``known`` (share of words, signs left
+        out, that training text has), ``self_bleu`` (compare at equal numbers), ``copied`` (share that stands
+        wholly in a training passage), ``longest_copy`` (words, mean), ``found_8``, ``scorer``."""
+        split = [words(passage(text)) for text in texts]
+        own = [word for text in split for word in text if any(map(str.isalpha, word))]
+        copies = copying(split, self.train)
+        return {
+            "perplexity": self.scorer.perplexity(split),
+            "known": sum(word in self._known for word in own) / len(own) if own else None,
+            "self_bleu": self_bleu(split) if len(split) > 1 else None,
+            "copied": copies.copied,
+            "longest_copy": copies.longest_mean,
+            "found_8": copies.found_share,
+            "scorer": self.scorer.name,
+        }
+
+    def reference_rows(self, num: int, seed: int) -> list[dict[str, Any]]:
+        """Rows of held-out text, at most `num` passages, and of `num` samples of the n-gram model."""
+        texts = {
+            "held-out": _texts(self._tokenizer, self._held_out[:num]),
+            f"{ORDER}-gram": [" ".join(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
+        }
+        return [
+            make_row(
+                {
+                    "model": name,
+                    "nfe": 0,
+                    **evaluate_texts(own),
+                    **self.measure(own),
+                    "seed": seed if name != "held-out" else None,
+                    "commit": current_commit(),
+                }
+            )
+            for name, own in texts.items()
+        ]
+
+
+def _texts(tokenizer: Tokenizer, rows: Any) -> list[str]:
+    return [tokenizer.decode(row) for row in rows]
