@@ -145,8 +145,24 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         ("no recipe named 'gramar'", "did you mean 'grammar"),
     ),
     "a folder as recipe": (lambda case: ["train", case.folder], ("is a folder: a recipe is a .toml file",)),
-    "no run": (lambda case: ["generate"], ("give a run directory", "see --help")),
-    "options first": (lambda case: ["generate", "--num", "2"], ("give a run directory", "see --help")),
+    "no run to export": (lambda case: ["export"], ("give a run directory", "see --help")),
+    "options first": (lambda case: ["export", "--out", "x"], ("give a run directory", "see --help")),
+    "no folder to export to": (
+        lambda case: ["export", case.run()],
+        ("give the folder to write: --out FOLDER",),
+    ),
+    "export over the run": (
+        lambda case: ["export", (run := case.run()), "--out", run],
+        ("is the run itself: give another folder",),
+    ),
+    "export in halves": (
+        lambda case: ["export", case.run(), "--out", "x", "--dtype", "float16"],
+        ("dtype = 'float16': weights are stored as 'float32' or 'bfloat16'",),
+    ),
+    "a card of what was not exported": (
+        lambda case: ["evaluate", case.run(), "--steps", "1", "--num", "2", "--card"],
+        ("has no about.json: a card is written for what flowlm export made",),
+    ),
     "missing run": (lambda case: ["generate", "nowhere"], ("no run at nowhere: give a run directory",)),
     "missing run to evaluate": (lambda case: ["evaluate", "nowhere"], ("no run at nowhere",)),
     "missing run to resume": (

@@ -106,7 +106,7 @@ def test_help_explains_every_option(name: str, kinds: list[type], capsys: pytest
 
 def test_help_of_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("info", "--help") == 0
-    assert "usage: flowlm info RUN|RECIPE.toml" in said(capsys)
+    assert "usage: flowlm info [RUN|RECIPE.toml]" in said(capsys)
 
 
 @pytest.mark.parametrize("name", ["generate", "evaluate"])
@@ -289,7 +289,13 @@ def test_a_text_file_end_to_end(
     assert "3 passages, 1 network call each" in captured.err
     assert command("evaluate", "runs/map", "--steps", "1,2", "--num", "5", "--json", "rows.json") == 0
     rows = json.loads(Path("rows.json").read_text())
-    assert [(row["model"], row["nfe"], row["num"]) for row in rows] == [("FMLM", 1, 5), ("FMLM", 2, 5)]
+    assert [(row["model"], row["nfe"], row["num"]) for row in rows] == [
+        ("FMLM", 1, 5),
+        ("FMLM", 2, 5),
+        ("held-out", 0, 5),
+        ("5-gram", 0, 5),
+    ]
+    assert all(row["perplexity"] > 1 and row["known"] is not None for row in rows)
     assert all(row["law"] is None and row["valid"] is None and row["entropy"] >= 0 for row in rows)
 
 
@@ -408,7 +414,7 @@ def test_evaluate_writes_a_report(tmp_path: Path) -> None:
     assert command("evaluate", run, "--steps", "1,2", "--num", "12", "--report", folder) == 0
     report = json.loads((folder / "report.json").read_text())
     assert report["command"] == f"flowlm evaluate {run} --steps 1,2 --num 12 --report {folder}"
-    assert [row["nfe"] for row in report["rows"]] == [1, 2]
+    assert [row["nfe"] for row in report["rows"]] == [1, 2, 0, 0]
     assert [step for step, _ in report["held_out"]] == [30]
     assert report["data"]["corpus"] == "text"
     text = (folder / "README.md").read_text()

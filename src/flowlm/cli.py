@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +20,13 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm distill RECIPE.toml --teacher RUN [--out RUN2]          distil it into an FMLM: noise to text, one step
   flowlm prepare RECIPE.toml [--out FOLDER]                      tokenise its text ahead, for large ones
   flowlm train --resume RUN                                      continue an interrupted run, bit for bit
-  flowlm generate RUN [--num 8] [--steps 1] [--seed 0]           write passages
-  flowlm evaluate RUN|FILE [--steps 1,2,4,8,16,64] [--num 1000]  measure them
+  flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
+  flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them
+  flowlm export RUN --out FOLDER [--dtype bfloat16]              a model to hand on, with its card
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
-  flowlm info RUN|RECIPE.toml                                    what a run or recipe is, and its size
+  flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
+
+Without a RUN, generate, evaluate and info take the small model that comes with the package.
 
 An FLM (flow language model) turns Gaussian noise over one-hot tokens into text along a flow, one network call
 a step. An FMLM (flow map language model) is the same network taught to jump along that flow, in one call.
@@ -60,7 +64,10 @@ class SamplerOptions:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions(SamplerOptions):
-    """Write passages with a trained model: start from noise, call the network --steps times, print the text."""
+    """Write passages with a trained model: start from noise, call the network --steps times, print the text.
+
+    Without a RUN the small model that comes with the package writes English sentences.
+    """
 
     num: int = 8
     """How many passages."""
@@ -77,7 +84,8 @@ class EvaluateOptions(SamplerOptions):
     """Measure a run (it generates first, in sample files) or a sample file.
 
     On `grammar` the law is known exactly: share of valid stories, which rules broke, likelihood of the valid
-    ones, distance of every slot and pair of slots from the law. On any text: entropy, uniqueness, distinct-2.
+    ones, distance of every slot and pair of slots from the law. On any text: perplexity under an n-gram model of
+    the training text, words it knows, copies, self-BLEU, entropy, beside held-out text and the n-gram model's samples.
     """
 
     steps: str = "1,2,4,8,16,64"
@@ -88,6 +96,8 @@ class EvaluateOptions(SamplerOptions):
     """Write the rows here as JSON."""
     report: str = ""
     """Write a folder here: the rows, the held-out curve and samples at each step count, as JSON and Markdown."""
+    card: bool = False
+    """Write what was measured into the card of an exported model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "distill": _distill,
         "generate": _generate,
         "evaluate": _evaluate,
+        "export": _export,
         "demo": _demo,
         "info": _info,
     }
@@ -168,6 +179,19 @@ def _positional(args: list[str], what: str) -> str:
     if not args or args[0].startswith("-"):
         raise ValueError(f"give {what} first; see --help")
     return args.pop(0)
+
+
+def _run_or_packaged(args: list[str]) -> Path:
+    """The run that is named first; the model of the package where none is."""
+    from flowlm.model import PACKAGED
+
+    if args and not args[0].startswith("-"):
+        return Path(args.pop(0))
+    if not PACKAGED.is_dir():
+        raise ValueError(
+            "give a run directory first, such as runs/demo/fmlm: no model comes with this version of the package"
+        )
+    return PACKAGED
 
 
 def _options(kind: type, default: Any, args: list[str], prog: str, description: str | None = None) -> Any:
@@ -344,13 +368,12 @@ def _size(config: dict[str, Any], model: Any) -> str:
 
 def _generate(args: list[str]) -> int:
     import json
-    import tempfile
     import time
 
     if args and args[0] in ("-h", "--help"):
-        _options(GenerateOptions, GenerateOptions(), args, "flowlm generate RUN")
-    run = Path(_positional(args, "a run directory, such as flowlm generate runs/demo/fmlm"))
-    options: GenerateOptions = _options(GenerateOptions, GenerateOptions(), args, "flowlm generate RUN")
+        _options(GenerateOptions, GenerateOptions(), args, "flowlm generate [RUN]")
+    run = _run_or_packaged(args)
+    options: GenerateOptions = _options(GenerateOptions, GenerateOptions(), args, "flowlm generate [RUN]")
     from flowlm.evaluation.runs import write_run_samples
     from flowlm.evaluation.samples import read_samples
     from flowlm.model import FlowLM
@@ -405,16 +428,20 @@ def parse_steps(text: str) -> list[int]:
 
 def _evaluate(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
-        _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate RUN|FILE")
+        _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate [RUN|FILE]")
     typed = list(args)
-    target = Path(_positional(args, "a run directory or a sample file"))
-    options: EvaluateOptions = _options(EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate RUN|FILE")
+    target = _run_or_packaged(args)
+    options: EvaluateOptions = _options(
+        EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate [RUN|FILE]"
+    )
     from rich.console import Console
 
+    from flowlm.card import write_card
     from flowlm.data.grammar import Grammar
     from flowlm.evaluation.metrics import law_row
     from flowlm.evaluation.report import table_text, write_json
-    from flowlm.evaluation.runs import evaluate_run, score_file, write_report
+    from flowlm.evaluation.runs import evaluate_run, score_file, shown_samples, write_report
+    from flowlm.model import PACKAGED
 
     if target.is_file():
         made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json"}
@@ -426,8 +453,11 @@ def _evaluate(args: list[str]) -> int:
                 "give the run's directory to make new samples"
             )
         rows = [score_file(target)]
+        samples = Path()
     else:
         steps = parse_steps(options.steps)
+        # An installed package is not written into.
+        samples = Path(tempfile.mkdtemp(prefix="flowlm-")) if target == PACKAGED else target / "samples"
         rows = evaluate_run(
             target,
             steps,
@@ -435,18 +465,57 @@ def _evaluate(args: list[str]) -> int:
             seed=options.seed,
             device=options.device,
             dtype=options.dtype,
+            folder=samples,
             say=_say,
             **options.sampler,
         )
     if rows[0]["law"]:
         rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
     Console().print(table_text(rows))
+    command = " ".join(["flowlm evaluate", *typed])
     if options.report:
-        write_report(Path(options.report), target, rows, "flowlm evaluate " + " ".join(typed))
+        write_report(Path(options.report), target, rows, command, samples_folder=samples)
         _say(f"report in {options.report}")
+    if options.card:
+        write_card(target, rows, command, shown_samples(rows, samples))
+        _say(f"card in {target}")
     if options.json:
         write_json(options.json, rows)
         _say(f"written to {options.json}")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Write a run's model into a folder of its own: weights, tokenizer, and a card that says what it is.
+
+    What it writes, any flowlm can generate from, evaluate, or distil. `flowlm evaluate FOLDER --card` then adds to
+    the card how good it is.
+    """
+
+    out: str = ""
+    """The folder."""
+    dtype: str = "float32"
+    """Of the stored weights: float32, or bfloat16 for half the size."""
+    title: str = ""
+    """Of the card; the run's name when empty."""
+    licence: str = ""
+    """For the card, such as apache-2.0: it is for you to say what the data allow."""
+
+
+def _export(args: list[str]) -> int:
+    if args and args[0] in ("-h", "--help"):
+        _options(ExportOptions, ExportOptions(), args, "flowlm export RUN")
+    run = Path(_positional(args, "a run directory, such as flowlm export runs/docs-fmlm --out docs"))
+    options: ExportOptions = _options(ExportOptions, ExportOptions(), args, "flowlm export RUN")
+    if not options.out:
+        raise ValueError("give the folder to write: --out FOLDER")
+    from flowlm.card import export
+
+    folder = Path(options.out)
+    export(run, folder, dtype=options.dtype, title=options.title, licence=options.licence)
+    size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
+    _say(f"{folder}: {size / 1e6:.1f} MB; flowlm evaluate {folder} --card adds to its card how good it is")
     return 0
 
 
@@ -472,14 +541,16 @@ def _demo(args: list[str]) -> int:
 def _info(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print(
-            "usage: flowlm info RUN|RECIPE.toml\n\nWhat a run or a recipe is: model, data, objective, size."
+            "usage: flowlm info [RUN|RECIPE.toml]\n\nWhat a run or a recipe is: model, data, objective, size. Without "
+            "either: the model that comes with the package, and its card."
         )
         return 0
-    target = Path(_positional(args, "a run directory or a recipe"))
+    target = _run_or_packaged(args)
+    from flowlm.card import CARD
     from flowlm.config import RunConfig, dump_toml, from_dict, load_recipe, read_toml
     from flowlm.denoiser import Denoiser
     from flowlm.evaluation.runs import describe_data
-    from flowlm.model import read_model_config
+    from flowlm.model import PACKAGED, read_model_config
     from flowlm.training.checkpoint import RunDirectory
 
     if target.is_dir():
@@ -493,7 +564,9 @@ def _info(args: list[str]) -> int:
         print(f"checkpoints: {', '.join(map(str, steps)) or 'none'}")
         for key, value in describe_data(target).items():
             print(f"data {key}: {value}")
-        if (target / "config.toml").exists():
+        if target == PACKAGED:
+            print((target / CARD).read_text(encoding="utf-8"))
+        elif (target / "config.toml").exists():
             print(dump_toml(from_dict(RunConfig, read_toml(target / "config.toml"))))
     else:
         print(dump_toml(load_recipe(target)))

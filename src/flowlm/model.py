@@ -24,6 +24,8 @@ from flowlm.samplers import Sample, Step, check_sampler_options, sample
 
 FORMAT = "flowlm/1"
 DATA = "data.json"
+PACKAGED = Path(__file__).resolve().parent / "pretrained"
+"""The model that comes with the package."""
 
 #: State held at once while sampling, in elements of (batch, L, max(d, V/8)): about 0.5 GiB with the network's own.
 SAMPLE_ELEMENTS = 2**23
@@ -81,11 +83,13 @@ class FlowLM:
         return self.denoiser.config.length
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, weights: str = "auto", device: str = "cpu") -> FlowLM:
+    def from_pretrained(
+        cls, folder: str | Path | None = None, *, weights: str = "auto", device: str = "cpu"
+    ) -> FlowLM:
         """Load a run directory or a saved model.
 
         Args:
-            folder: with config.json, tokenizer.json and weights.
+            folder: with config.json, tokenizer.json and weights; None for the model that comes with the package.
             weights: "ema" (averaged), "model" (as trained), or "auto" (averaged where there are any).
             device: "auto", "cpu", "cuda" or "mps".
 
@@ -93,7 +97,7 @@ class FlowLM:
             ValueError: no model there, a half-written or foreign folder, weights that do not fit (every missing
                 and unexpected key is listed), a tokenizer of another vocabulary.
         """
-        folder = Path(folder)
+        folder = PACKAGED if folder is None else Path(folder)
         config = read_model_config(folder)
         if weights not in ("auto", "ema", "model"):
             raise ValueError(f"weights = {weights!r}: use 'auto', 'ema' or 'model'")
@@ -111,14 +115,27 @@ class FlowLM:
         model.data = describe_data(folder)
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Write config.json, model.safetensors, the tokenizer and data.json; each file atomically.
 
+        Args:
+            folder: made when missing.
+            dtype: of the stored weights, "float32" or "bfloat16" (half the size, rounded to 8 bits); the model here
+                is not changed.
+
         Raises:
+            ValueError: another dtype.
             OSError: with the reason and what to do (full disk, no permission).
         """
+        if dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype = {dtype!r}: weights are stored as 'float32' or 'bfloat16'")
         folder = Path(folder)
-        write_weights(folder / "model.safetensors", self.denoiser.state_dict())
+        weights = self.denoiser.state_dict()
+        if dtype == "bfloat16":
+            # Tables of the clock and the like are no weights: they stay what they are.
+            names = {name for name, _ in self.denoiser.named_parameters()}
+            weights = {k: v.to(torch.bfloat16) if k in names else v for k, v in weights.items()}
+        write_weights(folder / "model.safetensors", weights)
         # An average of other weights would be loaded in their place.
         (folder / "ema.safetensors").unlink(missing_ok=True)
         self.tokenizer.save(folder)

@@ -385,6 +385,6 @@ def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, An
         "rows": config.rows,
     }
     if config.corpus == "docs":
-        source["versions"] = docs.versions()
+        source |= {"versions": docs.versions(), "licences": docs.LICENCES}
     left_out = ("format", "recipe", "files", "dtype", "seconds")
     return source | {key: value for key, value in meta.items() if key not in left_out}

@@ -24,10 +24,22 @@ from pathlib import Path
 from flowlm import files
 from flowlm.progress import Progress
 
-__all__ = ["PACKAGES", "build", "module_sentences", "prose", "sentences", "sources", "versions"]
+__all__ = ["LICENCES", "PACKAGES", "build", "module_sentences", "prose", "sentences", "sources", "versions"]
 
 PACKAGES = ("torch", "numpy", "sympy", "mpmath", "networkx", "jinja2", "fsspec")
 """Read beside the standard library."""
+
+LICENCES = {
+    "python": "PSF-2.0",
+    "torch": "BSD-3-Clause",
+    "numpy": "BSD-3-Clause",
+    "sympy": "BSD-3-Clause",
+    "mpmath": "BSD-3-Clause",
+    "networkx": "BSD-3-Clause",
+    "jinja2": "BSD-3-Clause",
+    "fsspec": "BSD-3-Clause",
+}
+"""Under which their sources, docstrings included, are published."""
 
 VERSION = 1
 """Of the rules below: what they make is kept under this number."""

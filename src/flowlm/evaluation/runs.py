@@ -132,10 +132,10 @@ def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge 
     return TextJudge(corpus, say)
 
 
-def _sample_path(run: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:
+def _sample_path(folder: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:
     # Options that are not the default stand in the name: samples of one setting never replace another's.
     options = "".join(f"-{k}-{v}" for k, v in sorted(sampler.items()) if v != DEFAULT_SAMPLER[k])
-    return run / "samples" / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
+    return folder / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
 
 
 def evaluate_run(
@@ -146,14 +146,16 @@ def evaluate_run(
     seed: int = 0,
     device: str = "auto",
     dtype: str = "auto",
+    folder: Path | None = None,
     say: Callable[[str], None] | None = None,
     **sampler: Any,
 ) -> list[dict[str, Any]]:
-    """One row per step count: generates `run`/samples/nfe-*.jsonl and scores these files.
+    """One row per step count: generates sample files, nfe-*.jsonl, and scores them.
 
     On a text, rows of held-out passages and of an n-gram model's samples follow.
 
     Args:
+        folder: of the sample files; `run`/samples when None.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
     """
     model = FlowLM.from_pretrained(run, device=device)
@@ -163,7 +165,7 @@ def evaluate_run(
     with shown as progress:
         before = 0
         for k in steps:
-            path = _sample_path(run, k, seed, sampler)
+            path = _sample_path(folder or run / "samples", k, seed, sampler)
 
             def tick(done: int, k: int = k, before: int = before) -> None:
                 if progress is not None:
@@ -184,8 +186,20 @@ def held_out_curve(run: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
 
 
+def shown_samples(rows: Sequence[Mapping[str, Any]], folder: Path, shown: int = 10) -> dict[int, list[str]]:
+    """The first samples of each row that a model wrote, by step count."""
+    own = [row for row in rows if row["nfe"]]
+    paths = {row["nfe"]: _sample_path(folder, row["nfe"], row["seed"], row["sampler"]) for row in own}
+    return {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in paths.items()}
+
+
 def write_report(
-    folder: Path, run: Path, rows: Sequence[dict[str, Any]], command: str, shown: int = 10
+    folder: Path,
+    run: Path,
+    rows: Sequence[dict[str, Any]],
+    command: str,
+    shown: int = 10,
+    samples_folder: Path | None = None,
 ) -> None:
     """A folder that says how good a run is: report.json and README.md, with samples at each step count.
 
@@ -195,12 +209,10 @@ def write_report(
         rows: its rows.
         command: what to type to get this again.
         shown: samples per step count.
+        samples_folder: of the sample files; `run`/samples when None.
     """
     seed = rows[0]["seed"]
-    files_read = {
-        row["nfe"]: _sample_path(run, row["nfe"], seed, row["sampler"]) for row in rows if row["nfe"]
-    }
-    samples = {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in files_read.items()}
+    samples = shown_samples(rows, samples_folder or run / "samples", shown)
     curve, data = held_out_curve(run), describe_data(run)
     report = {
         "command": command,

@@ -1,0 +1,210 @@
+"""A model to hand on: a folder of weights, tokenizer and a card that says what it is, how it was made, how good it is.
+
+Everything on the card comes from the run's own files and from what `flowlm evaluate` measured; a person adds the
+title and the licence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowlm import files
+from flowlm.config import RunConfig, from_dict, load_recipe, read_toml, recipe_path, to_dict
+from flowlm.evaluation.report import markdown
+from flowlm.model import FlowLM, describe_data
+
+__all__ = ["ABOUT", "CARD", "command_of", "describe_run", "export", "write_card"]
+
+ABOUT, CARD = "about.json", "README.md"
+
+#: What data, objective or source fill in: no one types it.
+_FILLED = {
+    "recipe",
+    "teacher",
+    "init",
+    "model.vocab_size",
+    "model.vocabulary",
+    "model.two_times",
+    "model.head_start",
+}
+
+
+def command_of(run: Path) -> str:
+    """What to type to make a run again: its recipe, and all that differs from it."""
+    config = from_dict(RunConfig, read_toml(run / "config.toml"))
+    word = "distill" if config.objective == "flow-map" else "train"
+    try:
+        recipe = load_recipe(recipe_path(config.recipe)) if config.recipe else None
+    except ValueError:
+        recipe = None
+    if recipe is None:
+        return f"flowlm {word} {run / 'config.toml'}"
+    mine, theirs = _leaves(to_dict(config)), _leaves(to_dict(recipe))
+    # A student takes model and data from its teacher.
+    given = ("model.", "data.") if config.teacher else ("\0",)
+    options = [
+        _option(name, value)
+        for name, value in mine.items()
+        if theirs.get(name) != value and name not in _FILLED and not name.startswith(given)
+    ]
+    sources = [f"--{name} {value}" for name in ("teacher", "init") if (value := getattr(config, name))]
+    return " ".join([f"flowlm {word} {config.recipe}", *sources, f"--out {run}", *options])
+
+
+def _leaves(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= _leaves(value, f"{where}{key}.") if isinstance(value, Mapping) else {where + key: value}
+    return out
+
+
+def _option(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        *section, last = flag.split(".")
+        return "--" + ".".join([*section, last if value else f"no-{last}"])
+    return f"--{flag} {value}"
+
+
+def describe_run(run: Path) -> dict[str, Any]:
+    """How a run was made: command, steps, passages, seconds, held-out loss; from its own files.
+
+    ValueError: it has no config.toml, or no metrics.
+    """
+    config = from_dict(RunConfig, read_toml(run / "config.toml"))
+    path = run / "metrics.jsonl"
+    if not path.exists():
+        raise ValueError(f"{run} has no metrics.jsonl: it is not a run that was trained here")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    # a flow map's is taken to a moving target
+    held_out = [line["held_out"] for line in lines if "held_out" in line and config.objective == "flow"]
+    return {
+        "command": command_of(run),
+        "objective": config.objective,
+        "steps": max((line["step"] for line in lines), default=0),
+        "batch": config.train.batch,
+        "seed": config.train.seed,
+        "seconds": round(max((line.get("seconds", 0.0) for line in lines), default=0.0)),
+        "held_out": held_out[-1] if held_out else None,
+    }
+
+
+def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", licence: str = "") -> FlowLM:
+    """Write a run's model into `folder`, to be generated from, evaluated or taught from elsewhere.
+
+    Args:
+        run: a run directory.
+        folder: made when missing; the model's files in it are replaced.
+        dtype: of the stored weights; "bfloat16" halves the file. They are computed with as ever.
+        title, licence: for the card; whose licence it is to give depends on the data.
+
+    Returns:
+        The model, as it will be loaded.
+
+    Raises:
+        ValueError: no model there, another dtype, or a folder that is the run.
+    """
+    if folder.resolve() == run.resolve():
+        raise ValueError(f"{folder} is the run itself: give another folder to write the model to")
+    model = FlowLM.from_pretrained(run)
+    model.save_pretrained(folder, dtype=dtype)
+    runs = [run]
+    teacher = read_toml(run / "config.toml").get("teacher", "") if (run / "config.toml").exists() else ""
+    if teacher and Path(teacher).is_dir():
+        runs.insert(0, Path(teacher))
+    if (run / "config.toml").exists():
+        files.write_data(folder / "config.toml", (run / "config.toml").read_text(encoding="utf-8"))
+    about = {
+        "title": title or run.name,
+        "licence": licence,
+        "parameters": sum(p.numel() for p in model.denoiser.parameters()),
+        "dtype": dtype,
+        "bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in (ABOUT, CARD)),
+        "runs": [describe_run(r) for r in runs],
+    }
+    files.write_json(folder / ABOUT, about)
+    write_card(folder)
+    return FlowLM.from_pretrained(folder)
+
+
+def write_card(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]] = (),
+    command: str = "",
+    samples: Mapping[int, Sequence[str]] | None = None,
+) -> None:
+    """The card of an exported model, README.md: with what was measured, where it was.
+
+    ValueError: the folder was not made by `export`.
+    """
+    path = folder / ABOUT
+    if not path.exists():
+        raise ValueError(f"{folder} has no {ABOUT}: a card is written for what flowlm export made")
+    about, data = json.loads(path.read_text(encoding="utf-8")), describe_data(folder)
+    model = FlowLM.from_pretrained(folder)
+    two_times = model.denoiser.config.two_times
+    front = ["---", "library_name: flowlm", "tags: [flow-language-model, one-step-generation]"]
+    front += [f"license: {about['licence']}"] * bool(about["licence"]) + ["---"]
+    text = ["\n".join(front), f"# {about['title']}"]
+    text.append(
+        (
+            "A flow map language model (FMLM): it writes a whole passage in one network call, or in a few. "
+            if two_times
+            else "A flow language model (FLM): it writes a passage along a flow, in many small steps. "
+        )
+        + f"{about['parameters']:,} parameters, {about['bytes'] / 1e6:.1f} MB with weights in {about['dtype']}; "
+        f"passages of {model.length} tokens, a vocabulary of {model.tokenizer.vocab_size:,}."
+    )
+    text.append("```sh\nflowlm generate FOLDER --num 5 --steps 1\n```")
+    text.append("## Data\n\n" + _data_text(data, model))
+    made = "\n".join(r["command"] for r in about["runs"])
+    cost = "; ".join(
+        f"{'FMLM' if r['objective'] == 'flow-map' else 'FLM'}: {r['steps']:,} steps of {r['batch']} passages, "
+        f"{r['seconds'] / 60:,.0f} minutes, seed {r['seed']}"
+        + (f", held-out loss {r['held_out']:.4f} nats a token" if r["held_out"] is not None else "")
+        for r in about["runs"]
+    )
+    text.append(f"## How it was made\n\n```sh\n{made}\n```\n\n{cost}.")
+    if rows:
+        text.append(f"## How good it is\n\n{markdown(rows)}\nMeasured by `{command}`. " + READING)
+    for steps, shown in (samples or {}).items():
+        text.append(f"## In {steps} network call{'s' if steps > 1 else ''}")
+        text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(shown, 1)))
+    text.append(
+        "## Limits\n\nA small model of a small text. It knows nothing but how the sentences of its data look, means "
+        "nothing by what it writes, and may repeat phrases of its training text. It was made to show one-step "
+        "generation, not to be relied on."
+    )
+    files.write_data(folder / CARD, "\n\n".join(text) + "\n")
+
+
+READING = (
+    "Perplexity is that of the n-gram model fitted to the training text, a word; a low one alone is no merit, so "
+    "compare with held-out text and the n-gram model's own samples, which take no network call. Known words: share "
+    "that the training text has. Copied: share of samples that stand word for word in a training passage; longest "
+    "copy: words in a row, mean. Self-BLEU depends on the number of samples."
+)
+
+
+def _data_text(data: Mapping[str, Any], model: FlowLM) -> str:
+    if not data:
+        return "Not known."
+    parts = [f"`{data.get('corpus')}`, sha256 `{data.get('sha256') or data.get('law_sha256')}`"]
+    if "versions" in data:
+        parts.append(
+            "made of " + ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+        )
+    if "licences" in data:
+        parts.append(
+            "licences: " + ", ".join(f"{name} {licence}" for name, licence in data["licences"].items())
+        )
+    parts.append(f"{data.get('train', 0):,} training and {data.get('held_out', 0):,} held-out rows")
+    if data.get("dropped_unknown"):
+        parts.append(f"{data['dropped_unknown']:,} passages with words outside the vocabulary left out")
+    parts.append(
+        f"tokens: {model.tokenizer.kind}" + (f" ({losses})" if (losses := model.tokenizer.losses) else "")
+    )
+    return "; ".join(parts) + "."

@@ -1,0 +1,141 @@
+"""A model to hand on: it writes what the run wrote, in half the size, and its card says only what was measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from flowlm import cli
+from flowlm import model as model_module
+from flowlm.card import command_of, describe_run, export, write_card
+from flowlm.model import FlowLM
+from helpers import command, flm, fmlm, recipe, said
+
+
+def test_an_exported_model_is_the_run_s(tmp_path: Path) -> None:
+    model = export(fmlm(), tmp_path / "out")
+    assert model.generate(8, steps=1, seed=3) == FlowLM.from_pretrained(fmlm()).generate(8, steps=1, seed=3)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        *("README.md", "about.json", "clock.json", "config.json", "config.toml", "data.json"),
+        *("model.safetensors", "tokenizer.json"),
+    }
+
+
+def test_half_the_size(tmp_path: Path) -> None:
+    whole, half = export(fmlm(), tmp_path / "a"), export(fmlm(), tmp_path / "b", dtype="bfloat16")
+    stored = safetensors.torch.load_file(tmp_path / "b" / "model.safetensors")
+    parameters = dict(half.denoiser.named_parameters())
+    assert all(v.dtype == (torch.bfloat16 if k in parameters else v.dtype) for k, v in stored.items())
+    assert all(p.dtype == torch.float32 for p in parameters.values())  # computed with as ever
+    for name, p in whole.denoiser.named_parameters():
+        torch.testing.assert_close(parameters[name], p.to(torch.bfloat16).float(), rtol=0, atol=0)
+    for name, b in whole.denoiser.named_buffers():
+        torch.testing.assert_close(dict(half.denoiser.named_buffers())[name], b, rtol=0, atol=0)
+    sizes = [(tmp_path / x / "model.safetensors").stat().st_size for x in "ab"]
+    assert sizes[1] < 0.65 * sizes[0]
+
+
+def test_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert command("export", fmlm(), "--out", out, "--title", "A tiny model", "--licence", "mit") == 0
+    assert "MB; flowlm evaluate" in said(capsys)
+    text = (out / "README.md").read_text()
+    assert "# A tiny model\n" in text
+    assert "license: mit\n" in text
+    assert "How good it is" not in text
+    about, data = json.loads((out / "about.json").read_text()), json.loads((out / "data.json").read_text())
+    assert [r["objective"] for r in about["runs"]] == ["flow", "flow-map"]
+    for part in (
+        f"{about['parameters']:,} parameters",
+        data["sha256"],
+        *(r["command"] for r in about["runs"]),
+    ):
+        assert part in text
+    assert command("evaluate", out, "--steps", "1,2", "--num", "20", "--card") == 0
+    text = (out / "README.md").read_text()
+    assert f"Measured by `flowlm evaluate {out} --steps 1,2 --num 20 --card`" in text
+    for part in (
+        "| held-out |",
+        "| 5-gram |",
+        "perplexity",
+        "known words",
+        "self-BLEU",
+        "copied",
+        "## In 2 network calls",
+    ):
+        assert part in text
+    samples = [
+        json.loads(line) for line in (out / "samples" / "nfe-0001-seed-0.jsonl").read_text().splitlines()[1:]
+    ]
+    assert f"1. {' '.join(samples[0]['text'].split())}\n" in text
+
+
+def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = recipe(tmp_path / "tiny.toml", {"train.steps": 1, "optim.lr": 0.01})
+    assert command("train", path, "--out", "runs/a", "--train.batch", "4", "--train.seed", "3") == 0
+    # its recipe is not one of the package's: the resolved one says it all
+    assert command_of(Path("runs/a")) == "flowlm train runs/a/config.toml"
+    shutil.copytree("runs/a", "runs/b")
+    text = (tmp_path / "runs/b/config.toml").read_text().replace('recipe = "tiny"', 'recipe = "grammar"')
+    (tmp_path / "runs/b/config.toml").write_text(text)
+    made = command_of(Path("runs/b"))
+    assert made.startswith("flowlm train grammar --out runs/b ")
+    for part in (
+        "--train.batch 4",
+        "--train.seed 3",
+        "--optim.lr 0.01",
+        "--model.backbone.width 32",
+        "--data.corpus text",
+    ):
+        assert part in made
+    assert "vocab-size" not in made
+    # and it is a command: what it makes has the same settings
+    config = (tmp_path / "runs/b/config.toml").read_text()
+    assert command(*made.replace("--out runs/b", "--out runs/c").split()[1:]) == 0
+    assert (tmp_path / "runs/c/config.toml").read_text() == config
+
+
+def test_what_a_run_cost(tmp_path: Path) -> None:
+    about = describe_run(flm())
+    assert about["steps"] == 30
+    assert about["seconds"] >= 0
+    assert about["held_out"] > 0
+    assert describe_run(fmlm())["held_out"] is None  # to a moving target
+    shutil.copytree(flm(), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"has no metrics\.jsonl: it is not a run that was trained here"):
+        describe_run(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"has no about\.json"):
+        write_card(flm())
+
+
+def test_without_a_run_the_model_of_the_package_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packaged = tmp_path / "pretrained"
+    monkeypatch.setattr(model_module, "PACKAGED", packaged)
+    for args in (["generate"], ["evaluate"], ["info"], ["generate", "--num", "2"]):
+        assert command(*args) == 1
+        assert "give a run directory first" in said(capsys)
+    export(fmlm(), packaged)
+    before = {p.name: p.read_bytes() for p in packaged.iterdir()}
+    assert command("generate", "--num", "3") == 0
+    assert capsys.readouterr().out == "".join(t + "\n\n" for t in FlowLM.from_pretrained().generate(3))
+    assert command("evaluate", "--steps", "1", "--num", "8") == 0
+    assert command("info") == 0
+    assert "## How it was made" in capsys.readouterr().out
+    assert {
+        p.name: p.read_bytes() for p in packaged.iterdir()
+    } == before  # an installed package is not written into
+
+
+def test_commands_of_the_usage_are_known() -> None:
+    named: set[Any] = {line.split()[1] for line in cli.USAGE.splitlines() if line.startswith("  flowlm ")}
+    assert {"prepare", "train", "distill", "generate", "evaluate", "export", "demo", "info"} <= named
