@@ -222,7 +222,7 @@ def chi_squared(passages: list[list[Hashable]], law: dict[tuple[Hashable, ...], 
     return float(((seen - expected) ** 2 / expected).sum()), len(expected) - 1
 
 
-@pytest.mark.parametrize("order", [1, 2, 3, 5])
+@pytest.mark.parametrize("order", [1, 2, 5])
 def test_samples_follow_the_model(order: int) -> None:
     model = KneserNey.fit([list("abab"), list("ab"), list("ba"), ["c"], list("abc"), list("ab")], order)
     passages = model.sample(40_000, seed=order, max_length=3)

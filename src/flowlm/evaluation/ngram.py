@@ -116,7 +116,8 @@ class KneserNey:
 
     Perplexities compare only under one training text, one order and one way of splitting text into items: an
     item outside the vocabulary counts as the unknown. A low perplexity alone is no merit, as a likely phrase said
-    over and over has it too: compare with held-out text, and look at diversity.
+    over and over has it too: compare with held-out text, and look at diversity. As a mean, it does not depend on
+    the number of passages judged but for chance; that of the training text itself is far too low.
     """
 
     order: int
