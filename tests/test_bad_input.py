@@ -564,3 +564,11 @@ def test_weights_that_are_not_finite_are_never_saved(
         capsys
     )
     assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_a_corpus_smaller_than_a_batch_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "small.txt"
+    path.write_text("the cat saw me\nthe dog saw you\nmy hen saw him\n")
+    file = recipe(tmp_path / "r.toml", {"data.path": str(path), "train.steps": 2, "train.batch": 8})
+    assert command("train", file, "--out", tmp_path / "run") == 0
+    assert "the corpus has 2 rows, fewer than a batch of 8: every batch holds some of them twice" in said(capsys)

@@ -30,6 +30,8 @@ DATA = "--data.held-out 20"
 SHAPE = "--model.backbone.width 32 --model.backbone.heads 2 --model.backbone.depth 1"
 #: What is appended to a command so that it takes a second and not minutes.
 SHRINK = {
+    "prepare": DATA,
+    "export": "",
     "train": f"{LOOP} {DATA} {SHAPE}",
     "distill": f"{LOOP} {DATA} --flow-map.rollout-steps 2",
     "generate": "--device cpu",
