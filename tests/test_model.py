@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,19 @@ def test_bfloat16_generation_says_what_it_is() -> None:
     for name in ("float32", "bfloat16"):
         model.generate(1, 1, dtype=name, callback=lambda step: dtypes.append(step.posterior.hidden.dtype))
     assert dtypes == [torch.float32, torch.bfloat16]
+
+
+def test_a_tokenizer_made_elsewhere_is_saved_with_the_model(tmp_path: Path) -> None:
+    denoiser = FlowLM.from_pretrained(flm()).denoiser
+    pieces = ["[UNK]", "[SEP]", *"abcdefghijklmn", "##a"]
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces[: denoiser.config.vocab_size - 1]), encoding="utf-8")
+    tokenizer = Tokenizer.read(tmp_path)  # adds a pad
+    denoiser.config = replace(denoiser.config, vocabulary=tokenizer.vocabulary_sha256)
+    model = FlowLM(denoiser, tokenizer)
+    model.save_pretrained(tmp_path / "model")
+    again = FlowLM.from_pretrained(tmp_path / "model")
+    assert again.tokenizer.sha256 == tokenizer.sha256
+    assert again.generate(3, 2, seed=1) == model.generate(3, 2, seed=1)
 
 
 def test_the_tokenizer_must_fit() -> None:

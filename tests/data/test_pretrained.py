@@ -417,7 +417,10 @@ def test_end_tokens_in_order_and_by_name(tmp_path: Path) -> None:
 
 
 def test_the_end_token_is_part_of_what_is_identified(tmp_path: Path) -> None:
-    one, two = (Tokenizer.read(_bert(tmp_path), eos=eos) for eos in ("[SEP]", "[CLS]"))
+    model = _whitespace("[UNK]", "a", "[SEP]", "[CLS]", "[PAD]")
+    model.add_special_tokens(["[SEP]", "[CLS]", "[PAD]"])
+    path = _described(tmp_path, model)
+    one, two = (Tokenizer.read(path, eos=eos) for eos in ("[SEP]", "[CLS]"))
     assert one.sha256 != two.sha256
     assert one.vocabulary_sha256 == two.vocabulary_sha256
 
@@ -479,6 +482,27 @@ def test_nothing_is_cut_filled_or_added(tmp_path: Path) -> None:
     model.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
     tokenizer = Tokenizer.read(_described(tmp_path, model))
     assert tokenizer.encode(["a b a b", "a"]) == [[3, 4, 3, 4], [3]]
+
+
+def test_bytes_for_the_unknown_leave_nothing_unknown(tmp_path: Path) -> None:
+    """As in tokenizers of SentencePiece: a sign without a piece is spelled in bytes, if they all have pieces."""
+
+    def read(missing: int) -> Tokenizer:
+        pieces = ["<unk>", "</s>", "▁", "a", *(f"<0x{byte:02X}>" for byte in range(256) if byte != missing)]
+        vocab = {piece: id for id, piece in enumerate(pieces)}
+        model = Model(models.BPE(vocab, [], unk_token="<unk>", byte_fallback=True))
+        model.normalizer = normalizers.Replace(" ", "▁")
+        model.decoder = decoders.Sequence(
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        )
+        return Tokenizer.read(_described(tmp_path, model))
+
+    tokenizer = read(-1)
+    assert tokenizer.unk_id is None
+    assert tokenizer.losses == "rewrites the text by a rule of its own (Replace)"
+    assert tokenizer.decode(tokenizer.encode(["a é"])[0]) == "a é"
+    assert read(0xA9).unk_id == 0
+    assert "signs outside the vocabulary become <unk>" in read(0xA9).losses
 
 
 def test_words_without_an_unknown_token_are_refused(tmp_path: Path) -> None:
@@ -671,6 +695,9 @@ def test_every_loss_is_said(tmp_path: Path) -> None:
     model = _byte_level()
     model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), model.pre_tokenizer])
     check(model, "a cat", "spacing is set by rule")
+    ending = Model(models.BPE(GPT2, MERGES, end_of_word_suffix="</w>"))
+    ending.pre_tokenizer, ending.decoder = _byte_level().pre_tokenizer, decoders.ByteLevel()
+    check(ending, "a", "decoding need not give back the text exactly")
     for token in (AddedToken("bat", lstrip=True), AddedToken("è")):
         model = _byte_level()
         model.add_tokens([token])

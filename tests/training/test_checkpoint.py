@@ -283,5 +283,7 @@ def test_force_removes_only_what_a_run_made(tmp_path: Path) -> None:
         run.create("", force=True)
     assert thesis.read_text() == "years of work"
     thesis.unlink()
+    (run.path / "tokenizer_config.json").write_text("{}")  # that of a tokenizer made elsewhere
     run.create("objective = 'flow'", force=True)
     assert (run.path / "config.toml").read_text() == "objective = 'flow'"
+    assert not (run.path / "tokenizer_config.json").exists()

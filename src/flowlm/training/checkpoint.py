@@ -2,6 +2,7 @@
 
 run/
   config.toml  config.json  tokenizer.json  clock.json     what it is
+  tokenizer_config.json                                    end token and pad of a tokenizer made elsewhere
   model.safetensors  ema.safetensors                       the exported checkpoint's weights
   metrics.jsonl  samples/                                  what happened
   checkpoints/step-00000250/                               what a resume needs
