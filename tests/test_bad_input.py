@@ -571,4 +571,6 @@ def test_a_corpus_smaller_than_a_batch_is_said(tmp_path: Path, capsys: pytest.Ca
     path.write_text("the cat saw me\nthe dog saw you\nmy hen saw him\n")
     file = recipe(tmp_path / "r.toml", {"data.path": str(path), "train.steps": 2, "train.batch": 8})
     assert command("train", file, "--out", tmp_path / "run") == 0
-    assert "the corpus has 2 rows, fewer than a batch of 8: every batch holds some of them twice" in said(capsys)
+    assert "the corpus has 2 rows, fewer than a batch of 8: every batch holds some of them twice" in said(
+        capsys
+    )

@@ -304,7 +304,10 @@ class _Preparation:
         if (self.work / "tokenizer.json").exists():
             return Tokenizer.load(self.work)
         with self._progress("KiB read for the tokenizer") as progress:
-            tokenizer = self.make_tokenizer(chain.from_iterable(self._documents(progress)))
+            passages = chain.from_iterable(self._documents(progress))
+            # A passage of many megabytes would take a trainer gigabytes: in parts it has the same words.
+            parts = (part for text in passages for part in (_parts(text) if len(text) > _LONG else (text,)))
+            tokenizer = self.make_tokenizer(parts)
         tokenizer.save(self.work)
         return tokenizer
 
@@ -487,14 +490,15 @@ def _chunks(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
-    """Ids of each text. A very long one goes in parts, cut before single spaces: where every tokenizer here cuts."""
-    parts = [list(_parts(text)) if len(text) > _LONG else [text] for text in texts]
-    ids = iter(tokenizer.encode(list(chain.from_iterable(parts))))
+    """Ids of each text. A very long one goes in parts, cut before single spaces, where these tokenizers cut too."""
+    cuts = tokenizer.kind in ("words", "wordpiece") or not tokenizer.losses
+    parts = [list(_parts(text)) if cuts and len(text) > _LONG else [text] for text in texts]
+    flat = list(chain.from_iterable(parts))
+    # The library's own form of the ids takes a hundred bytes each: not for all of them at once.
+    step = _CHUNK if max(map(len, flat), default=0) < _LONG // 2 else max(1, _CHUNK_CHARACTERS // _LONG)
+    ids = (own for a in range(0, len(flat), step) for own in tokenizer.encode(flat[a : a + step]))
     for own in parts:
-        first = next(ids)
-        for _ in own[1:]:
-            first = first + next(ids)
-        yield first
+        yield list(chain.from_iterable(itertools.islice(ids, len(own))))
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -21,7 +21,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -118,22 +118,27 @@ class TextReader:
         self.done = self.control_characters = 0
         before = 0
         for file in self.files:
-            for entry in self._entries[file]:
-                try:
-                    for document in self._read(entry, before):
-                        if passages := self._passages(document):
-                            yield passages
-                except _DAMAGED as error:
-                    raise _damaged(entry, error) from None
-                except UnicodeError as error:
-                    raise self._undecodable(entry, error) from None
-                except OSError as error:
-                    # bz2 has no error of its own: only the operating system's carry a number
-                    raise (
-                        _damaged(entry, error) if error.errno is None else _unreadable(entry, error)
-                    ) from error
+            with self._open_file(file) as raw, _archive(raw, self._entries[file]) as archive:
+                for entry in self._entries[file]:
+                    yield from self._documents_of(entry, raw, archive, before)
             before += file.stat().st_size
             self.done = before
+
+    def _documents_of(
+        self, entry: _Entry, raw: IO[bytes], archive: zipfile.ZipFile | None, before: int
+    ) -> Iterator[list[str]]:
+        try:
+            for document in self._read(entry, raw, archive, before):
+                if passages := self._passages(document):
+                    yield passages
+        except _DAMAGED as error:
+            raise _damaged(entry, error) from None
+        except UnicodeError as error:
+            raise self._undecodable(entry, error) from None
+        except OSError as error:
+            if error.errno is None:  # bz2 has no error of its own: only the operating system's carry a number
+                raise _damaged(entry, error) from None
+            raise _unreadable(entry, error) from error
 
     # ------------------------------------------------------------------------------------------- finding files
 
@@ -196,18 +201,11 @@ class TextReader:
         except OSError as error:
             raise _unreadable(path, error) from error
 
-    @contextmanager
-    def _open(self, entry: _Entry) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-        """The entry's bytes, unpacked, and the file on the disk, whose position is how far one has come."""
-        with self._open_file(entry.path) as raw:
-            if entry.member:
-                with zipfile.ZipFile(raw) as archive, archive.open(entry.member) as member:
-                    yield _unpack(member, entry.packed), raw
-            else:
-                yield _unpack(raw, entry.packed), raw
-
-    def _read(self, entry: _Entry, before: int) -> Iterator[str]:
-        with self._open(entry) as (stream, raw):
+    def _read(
+        self, entry: _Entry, raw: IO[bytes], archive: zipfile.ZipFile | None, before: int
+    ) -> Iterator[str]:
+        """The documents of an entry; how far one has come is where the file on the disk is read."""
+        with _opened(entry, raw, archive) as stream:
             if entry.kind == ".parquet":
                 for text, share in _parquet(stream, entry, self.field):
                     self.done = before + int(share * entry.path.stat().st_size)
@@ -247,14 +245,23 @@ class TextReader:
             pieces = [text]
         return [stripped for piece in pieces if (stripped := piece.strip())]
 
+    @contextmanager
+    def _bytes(self, entry: _Entry) -> Iterator[IO[bytes]]:
+        with (
+            self._open_file(entry.path) as raw,
+            _archive(raw, [entry]) as archive,
+            _opened(entry, raw, archive) as stream,
+        ):
+            yield stream
+
     def _undecodable(self, entry: _Entry, error: UnicodeError) -> ValueError:
         """Where exactly the first wrong byte is: read again by bytes, since decoders count from where they like."""
         name = self.encoding.upper()
         hint = "convert it (for example: iconv -f latin1 -t utf8), name its data.encoding, or remove the byte"
-        with self._open(entry) as (stream, _):
+        with self._bytes(entry) as stream:
             if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
                 return ValueError(f"{entry} is not {name}: it is UTF-16: set data.encoding = 'utf-16'")
-        with self._open(entry) as (stream, _):
+        with self._bytes(entry) as stream:
             at = 0
             for line, raw in enumerate(stream, 1):
                 try:
@@ -288,8 +295,25 @@ def _kind(path: Path, *, alone: bool) -> tuple[str, str] | None:
     return None
 
 
-def _unpack(stream: IO[bytes], packed: str) -> IO[bytes]:
-    return _PACKED[packed](stream) if packed else stream
+@contextmanager
+def _archive(raw: IO[bytes], entries: list[_Entry]) -> Iterator[zipfile.ZipFile | None]:
+    """The archive that entries are members of, opened once: its list of members may be long."""
+    if not entries[0].member:
+        yield None
+        return
+    try:
+        archive = zipfile.ZipFile(raw)
+    except zipfile.BadZipFile as error:
+        raise _damaged(entries[0], error) from None
+    with archive:
+        yield archive
+
+
+@contextmanager
+def _opened(entry: _Entry, raw: IO[bytes], archive: zipfile.ZipFile | None) -> Iterator[IO[bytes]]:
+    """The bytes of an entry, unpacked."""
+    with archive.open(entry.member) if archive is not None else nullcontext(raw) as stream:
+        yield _PACKED[entry.packed](stream) if entry.packed else stream
 
 
 def _damaged(entry: _Entry, error: Exception) -> ValueError:

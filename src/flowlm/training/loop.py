@@ -194,8 +194,8 @@ class Trainer:
         self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
         if len(self.corpus.train) < config.train.batch:
             say(
-                f"the corpus has {len(self.corpus.train)} rows, fewer than a batch of {config.train.batch}: every batch "
-                "holds some of them twice; expect it to be learnt by heart, or give more text"
+                f"the corpus has {len(self.corpus.train)} rows, fewer than a batch of {config.train.batch}: every "
+                "batch holds some of them twice; expect it to be learnt by heart, or give more text"
             )
 
         torch.manual_seed(rng.key(config.train.seed, "init"))
