@@ -157,7 +157,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "export in halves": (
         lambda case: ["export", case.run(), "--out", "x", "--dtype", "float16"],
-        ("dtype = 'float16': weights are stored as 'float32' or 'bfloat16'",),
+        ("dtype = 'float16': weights are stored as 'float32', 'bfloat16', 'int8'",),
     ),
     "a card of what was not exported": (
         lambda case: ["evaluate", case.run(), "--steps", "1", "--num", "2", "--card"],

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
-import torch
 
 from flowlm import cli
 from flowlm import model as model_module
@@ -25,20 +23,6 @@ def test_an_exported_model_is_the_run_s(tmp_path: Path) -> None:
         *("README.md", "about.json", "clock.json", "config.json", "config.toml", "data.json"),
         *("model.safetensors", "tokenizer.json"),
     }
-
-
-def test_half_the_size(tmp_path: Path) -> None:
-    whole, half = export(fmlm(), tmp_path / "a"), export(fmlm(), tmp_path / "b", dtype="bfloat16")
-    stored = safetensors.torch.load_file(tmp_path / "b" / "model.safetensors")
-    parameters = dict(half.denoiser.named_parameters())
-    assert all(v.dtype == (torch.bfloat16 if k in parameters else v.dtype) for k, v in stored.items())
-    assert all(p.dtype == torch.float32 for p in parameters.values())  # computed with as ever
-    for name, p in whole.denoiser.named_parameters():
-        torch.testing.assert_close(parameters[name], p.to(torch.bfloat16).float(), rtol=0, atol=0)
-    for name, b in whole.denoiser.named_buffers():
-        torch.testing.assert_close(dict(half.denoiser.named_buffers())[name], b, rtol=0, atol=0)
-    sizes = [(tmp_path / x / "model.safetensors").stat().st_size for x in "ab"]
-    assert sizes[1] < 0.65 * sizes[0]
 
 
 def test_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,7 +98,7 @@ def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", 
     Args:
         run: a run directory.
         folder: made when missing; the model's files in it are replaced.
-        dtype: of the stored weights; "bfloat16" halves the file. They are computed with as ever.
+        dtype: of the stored weights: "float32", "bfloat16" or "int8"; they are computed with as ever.
         title, licence: for the card; whose licence it is to give depends on the data.
 
     Returns:

@@ -22,7 +22,7 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm train --resume RUN                                      continue an interrupted run, bit for bit
   flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
   flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them
-  flowlm export RUN --out FOLDER [--dtype bfloat16]              a model to hand on, with its card
+  flowlm export RUN --out FOLDER [--dtype int8]                  a model to hand on, with its card
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
   flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
 
@@ -496,7 +496,7 @@ class ExportOptions:
     out: str = ""
     """The folder."""
     dtype: str = "float32"
-    """Of the stored weights: float32, or bfloat16 for half the size."""
+    """Of the stored weights: float32, bfloat16 for half the size, or int8 for a quarter."""
     title: str = ""
     """Of the card; the run's name when empty."""
     licence: str = ""

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from flowlm import files
@@ -21,6 +18,7 @@ from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.samplers import Sample, Step, check_sampler_options, sample
+from flowlm.weights import load_weights, stored_as, write_weights
 
 FORMAT = "flowlm/1"
 DATA = "data.json"
@@ -120,22 +118,15 @@ class FlowLM:
 
         Args:
             folder: made when missing.
-            dtype: of the stored weights, "float32" or "bfloat16" (half the size, rounded to 8 bits); the model here
-                is not changed.
+            dtype: of the stored weights: "float32", "bfloat16" (half the size) or "int8" (a quarter; see
+                `flowlm.weights.stored_as`). The model here is not changed, and computes as before when loaded.
 
         Raises:
             ValueError: another dtype.
             OSError: with the reason and what to do (full disk, no permission).
         """
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype = {dtype!r}: weights are stored as 'float32' or 'bfloat16'")
         folder = Path(folder)
-        weights = self.denoiser.state_dict()
-        if dtype == "bfloat16":
-            # Tables of the clock and the like are no weights: they stay what they are.
-            names = {name for name, _ in self.denoiser.named_parameters()}
-            weights = {k: v.to(torch.bfloat16) if k in names else v for k, v in weights.items()}
-        write_weights(folder / "model.safetensors", weights)
+        write_weights(folder / "model.safetensors", stored_as(dtype, self.denoiser))
         # An average of other weights would be loaded in their place.
         (folder / "ema.safetensors").unlink(missing_ok=True)
         self.tokenizer.save(folder)
@@ -253,68 +244,6 @@ def read_model_config(folder: Path) -> DenoiserConfig:
         return from_dict(DenoiserConfig, content.get("model", {}), "model.")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    """A safetensors file, atomically."""
-    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    files.write_atomically(path, lambda p: _save_file(flat, p))
-
-
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        safetensors.torch.save_file(tensors, path)
-        umask = os.umask(0)
-        os.umask(umask)
-        path.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
-    except SafetensorError as error:
-        # safetensors wraps the operating system's error in its own: unwrap what a full disk says.
-        if "os error 28" in str(error).lower() or "no space" in str(error).lower():
-            raise OSError(28, "No space left on device") from error
-        raise OSError(f"safetensors: {error}") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        ValueError: it is missing or damaged.
-    """
-    if not path.exists():
-        raise ValueError(f"no weights at {path}: the run was not finished, or the file was moved")
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged or cut short ({error}): use a checkpoint of the run instead"
-        ) from None
-
-
-def load_weights(module: nn.Module, path: Path, *, allow_missing: tuple[str, ...] = ()) -> None:
-    """Load weights strictly by name.
-
-    Args:
-        allow_missing: prefixes of parameters that may be absent (they keep their initial values).
-
-    Raises:
-        ValueError: listing every missing and unexpected key, and every shape that differs.
-    """
-    found, wanted = read_tensors(path), module.state_dict()
-    missing = sorted(k for k in wanted if k not in found and not k.startswith(allow_missing or ("\0",)))
-    unexpected = sorted(k for k in found if k not in wanted)
-    shapes = [
-        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in found and found[k].shape != wanted[k].shape
-    ]
-    if missing or unexpected or shapes:
-        lines = [f"the weights in {path} do not fit the model:"]
-        lines += [f"  missing: {', '.join(missing)}"] * bool(missing)
-        lines += [f"  unexpected: {', '.join(unexpected)}"] * bool(unexpected)
-        lines += [f"  shapes: {'; '.join(shapes)}"] * bool(shapes)
-        lines.append("they belong to a model of another configuration: compare the two config.json")
-        raise ValueError("\n".join(lines))
-    module.load_state_dict(found, strict=False)
 
 
 def write_sampling_clock(folder: Path, clock: Clock | None) -> None:

@@ -25,14 +25,8 @@ from torch import Tensor
 from flowlm import files
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
-from flowlm.model import (
-    load_weights,
-    read_sampling_clock,
-    read_tensors,
-    write_model_config,
-    write_sampling_clock,
-    write_weights,
-)
+from flowlm.model import read_sampling_clock, write_model_config, write_sampling_clock
+from flowlm.weights import load_weights, read_tensors, write_weights
 
 CHECKPOINT_FORMAT = "flowlm-checkpoint/1"
 #: What a run directory may hold, and --force may therefore remove.

@@ -31,13 +31,14 @@ from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import is_out_of_memory, precision, resolve_device, resolve_dtype
-from flowlm.model import DATA, FlowLM, describe_data, load_weights, read_model_config
+from flowlm.model import DATA, FlowLM, describe_data, read_model_config
 from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
 from flowlm.objectives.flow_map import KINDS
 from flowlm.progress import Progress
 from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
+from flowlm.weights import load_weights
 
 TAU_BINS = 8
 #: Passages of the held-out loss: fixed rows, fixed noise, so that two evaluations differ by the weights alone.

@@ -1,0 +1,109 @@
+"""Weights in safetensors files: written atomically, stored small if asked, loaded strictly by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from flowlm import files
+
+__all__ = ["DTYPES", "load_weights", "read_tensors", "stored_as", "write_weights"]
+
+DTYPES = ("float32", "bfloat16", "int8")
+SCALE = ".scale"
+
+
+def stored_as(dtype: str, module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module as it is to be stored; buffers (tables of the clock and the like) stay what they are.
+
+    Args:
+        dtype: "float32"; "bfloat16"; or "int8": a matrix W becomes round(W / s) with a scale s = max|row| / 127 of
+            each row, in float32 under its name + ".scale", an error of at most s/2; vectors stay float32.
+
+    Raises:
+        ValueError: another dtype.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r}: weights are stored as {', '.join(map(repr, DTYPES))}")
+    state = dict(module.state_dict())
+    for name, parameter in module.named_parameters():
+        value = parameter.detach()
+        if dtype == "bfloat16":
+            state[name] = value.to(torch.bfloat16)
+        elif dtype == "int8" and value.ndim == 2:
+            scale = value.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(value.dtype).tiny) / 127
+            state[name] = (value / scale).round().to(torch.int8)
+            state[name + SCALE] = scale
+    return state
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """A safetensors file, atomically."""
+    flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    files.write_atomically(path, lambda p: _save_file(flat, p))
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        safetensors.torch.save_file(tensors, path)
+        umask = os.umask(0)
+        os.umask(umask)
+        path.chmod(0o666 & ~umask)  # safetensors makes files that only their owner may read
+    except SafetensorError as error:
+        # safetensors wraps the operating system's error in its own: unwrap what a full disk says.
+        if "os error 28" in str(error).lower() or "no space" in str(error).lower():
+            raise OSError(28, "No space left on device") from error
+        raise OSError(f"safetensors: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; what was stored as int8 is multiplied out.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    if not path.exists():
+        raise ValueError(f"no weights at {path}: the run was not finished, or the file was moved")
+    try:
+        found = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged or cut short ({error}): use a checkpoint of the run instead"
+        ) from None
+    scales = {name: found.pop(name) for name in list(found) if name.endswith(SCALE)}
+    for name, scale in scales.items():
+        matrix = found[name.removesuffix(SCALE)]
+        found[name.removesuffix(SCALE)] = matrix.to(scale.dtype) * scale
+    return found
+
+
+def load_weights(module: nn.Module, path: Path, *, allow_missing: tuple[str, ...] = ()) -> None:
+    """Load weights strictly by name.
+
+    Args:
+        allow_missing: prefixes of parameters that may be absent (they keep their initial values).
+
+    Raises:
+        ValueError: listing every missing and unexpected key, and every shape that differs.
+    """
+    found, wanted = read_tensors(path), module.state_dict()
+    missing = sorted(k for k in wanted if k not in found and not k.startswith(allow_missing or ("\0",)))
+    unexpected = sorted(k for k in found if k not in wanted)
+    shapes = [
+        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in found and found[k].shape != wanted[k].shape
+    ]
+    if missing or unexpected or shapes:
+        lines = [f"the weights in {path} do not fit the model:"]
+        lines += [f"  missing: {', '.join(missing)}"] * bool(missing)
+        lines += [f"  unexpected: {', '.join(unexpected)}"] * bool(unexpected)
+        lines += [f"  shapes: {'; '.join(shapes)}"] * bool(shapes)
+        lines.append("they belong to a model of another configuration: compare the two config.json")
+        raise ValueError("\n".join(lines))
+    module.load_state_dict(found, strict=False)
