@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
-def run(name: str, tmp_path: Path, *args: str) -> str:
+def run(name: str | Path, tmp_path: Path, *args: str) -> str:
     """The output of an example, run in an empty folder which it leaves empty."""
     here = tmp_path / "here"
     here.mkdir()
@@ -61,6 +62,92 @@ def test_one_step(tmp_path: Path) -> None:
     assert share["flow", 32] > 99
     assert share["map", 1] > 45
     assert share["map", 4] > share["map", 1]
+
+
+@pytest.mark.slow
+def test_continue_training(tmp_path: Path) -> None:
+    out = run("continue_training.py", tmp_path, str(tmp_path / "runs"))
+    found = {
+        name: (float(loss), float(first), float(second))
+        for name, loss, first, second in re.findall(
+            r"^(\w+) .*loss ([\d.]+): +([\d.]+) % of the first kind, +([\d.]+) % of the second kind",
+            out,
+            re.M,
+        )
+    }
+    assert list(found) == ["source", "continued", "fresh"]
+    assert found["source"][1] > 80
+    assert found["source"][2] == 0
+    # The same steps on the second text take the trained model much further.
+    assert found["continued"][0] < 0.5 * found["fresh"][0]
+    assert found["continued"][2] > found["fresh"][2] + 20
+    assert found["continued"][1] < 20
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "continued",
+        "first.txt",
+        "fresh",
+        "second.txt",
+        "source",
+    ]
+
+
+NOTEBOOK = EXAMPLES / "two_minutes.ipynb"
+
+
+def script_of(notebook: Path) -> str:
+    """The code cells of a notebook in their order, as one program."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def test_the_notebook_is_well_formed() -> None:
+    book = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5)
+    ids = [cell["id"] for cell in book["cells"]]
+    assert len(set(ids)) == len(ids)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) for name in ids)
+    for cell in book["cells"]:
+        code = {"execution_count", "outputs"} if cell["cell_type"] == "code" else set()
+        assert set(cell) == {"cell_type", "id", "metadata", "source"} | code
+        assert not cell.get("outputs"), "clear the outputs before committing"
+        assert cell.get("execution_count") is None
+        # Lines of a source keep their ends, all but the last.
+        assert all(line.endswith("\n") for line in cell["source"][:-1])
+        assert not cell["source"][-1].endswith("\n")
+    kinds = [cell["cell_type"] for cell in book["cells"]]
+    assert all(kinds[i - 1] == "markdown" for i, kind in enumerate(kinds) if kind == "code" and i > 1), (
+        "prose comes before code"
+    )
+
+
+def test_the_notebook_needs_no_notebook() -> None:
+    for line in script_of(NOTEBOOK).splitlines():
+        assert not line.lstrip().startswith(("%", "!", "?")), f"only notebooks understand {line!r}"
+    compile(script_of(NOTEBOOK), NOTEBOOK.name, "exec")
+
+
+@pytest.mark.slow
+def test_two_minutes(tmp_path: Path) -> None:
+    program, long = script_of(NOTEBOOK), "FLOW_STEPS, MAP_STEPS = 300, 200"
+    assert program.count(long) == 1
+    script = tmp_path / "two_minutes.py"
+    script.write_text(program.replace(long, "FLOW_STEPS, MAP_STEPS = 150, 80"), encoding="utf-8")
+    out = run(script, tmp_path)
+    found = {
+        (name, int(calls)): (float(right), int(new))
+        for name, calls, right, new in re.findall(r"^(flm|fmlm) +(\d) +([\d.]+) % +(\d+) ", out, re.M)
+    }
+    assert list(found) == [(name, calls) for name in ("flm", "fmlm") for calls in (1, 2, 4, 8)]
+    assert found["flm", 1][0] < 30
+    assert found["flm", 8][0] > 65
+    assert found["fmlm", 1][0] > found["flm", 1][0] + 20
+    assert found["fmlm", 8][0] > found["fmlm", 1][0]
+    # A tenth of the sentences was never shown: of about 400 right ones, some 40.
+    assert 15 < found["flm", 8][1] < 80
+    sure = [int(n) for n in re.findall(r"^t = [\d.]+   sure of +(\d+) of 16   \w", out, re.M)]
+    assert len(sure) == 8
+    assert sure[0] < 11
+    assert sure[-1] > sure[0] + 3
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

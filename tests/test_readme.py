@@ -74,6 +74,10 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert words[1:] == ["-m", "venv", ".venv"]
     elif words[0] == ".venv/bin/python":
         assert words[1:] in (shlex.split('-m pip install -c constraints.txt -e ".[dev]"'), ["-m", "pytest"])
+    elif words[:2] == ["python", "benchmarks/run.py"]:
+        # Their own tests run them; here the options must exist.
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        importlib.import_module("run").parse(words[2:])
     elif words[1] == "demo":
         asked: dict[str, Any] = {}
         monkeypatch.setattr("flowlm.demo.run_demo", lambda out, **options: asked.update(options, out=out))

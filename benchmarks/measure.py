@@ -1,0 +1,128 @@
+"""How seconds and bytes are taken, and on what machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowlm.evaluation.samples import current_commit
+
+Row = dict[str, Any]
+
+
+def compare(
+    arms: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    calls: Mapping[str, int] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
+    """Seconds of several ways to do one thing, taken in turns A B C A B C …, so that a slow moment hits all of them.
+
+    Each way runs once before, untimed.
+
+    Args:
+        arms: the ways by name; the first is what the others are divided by.
+        repeats: turns.
+        calls: how many times a way does the thing in one run, 1 where it does not say.
+        clock: in seconds.
+
+    Returns:
+        A row per way: `arm`; `seconds` of each run; `calls`; `median`, seconds for doing the thing once; `ratio` of
+        the medians to the first way's; `ratio_low` and `ratio_high`, the least and largest ratio within a turn.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}: nothing would be timed")
+    for arm in arms.values():
+        arm()
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(repeats):
+        for name, arm in arms.items():
+            start = clock()
+            arm()
+            seconds[name].append(clock() - start)
+    rows: list[Row] = []
+    for name, taken in seconds.items():
+        count = (calls or {}).get(name, 1)
+        row: Row = {"arm": name, "seconds": taken, "calls": count, "median": statistics.median(taken) / count}
+        first = rows[0] if rows else row
+        turns = [
+            (mine / count) / (other / first["calls"])
+            for mine, other in zip(taken, first["seconds"], strict=True)
+        ]
+        row |= {
+            "ratio": row["median"] / first["median"],
+            "ratio_low": min(turns),
+            "ratio_high": max(turns),
+        }
+        rows.append(row)
+    return rows
+
+
+def resident_peak() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def report_peak(work: Callable[[], object]) -> None:
+    """Do the work and print the process's memory peak: the end of a script that `peak_of` runs.
+
+    Raises:
+        RuntimeError: the peak is that of the process which started this one. Linux counts it in.
+    """
+    before = resident_peak()
+    work()
+    peak = resident_peak()
+    if peak == before:
+        raise RuntimeError(
+            f"the work added nothing to a peak of {peak} bytes: it is that of the process which started this one, as "
+            "Linux counts; measure memory before anything large is done there"
+        )
+    print(peak)
+
+
+def peak_of(script: Path, *args: str) -> int:
+    """Peak resident bytes of a script in a process of its own, since a process gives no memory back.
+
+    Raises:
+        RuntimeError: the script failed; its error is shown.
+    """
+    done = subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(
+            f"{script.name} {' '.join(args)} ended with status {done.returncode}; a status of -9 is the system "
+            f"stopping it for want of memory\n{done.stderr[-2000:]}"
+        )
+    return int(done.stdout)
+
+
+def machine(dtype: torch.dtype) -> dict[str, Any]:
+    """What a figure has to carry: processor, cores, threads, dtype, torch and commit."""
+    return {
+        "cpu": _cpu(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "commit": current_commit(),
+    }
+
+
+def _cpu() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()

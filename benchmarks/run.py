@@ -1,0 +1,148 @@
+"""Times the package on this machine and writes the figures down.
+
+    python benchmarks/run.py [state|tokenising|generation|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
+
+FOLDER/MACHINE gets a JSON file per benchmark and tables.md, made from the JSON files that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import generation
+import state
+import tokenising
+import torch
+from measure import Row, machine
+
+from flowlm.device import resolve_dtype
+from flowlm.files import write_data, write_json
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+#: Columns of each table: heading, and a cell from a row.
+Columns = dict[str, Callable[[Row], str]]
+_TIMES: Columns = {
+    "ms": lambda row: f"{1000 * row['median']:,.1f}",
+    "× the first": lambda row: f"{row['ratio']:.2f}",
+    "within a turn": lambda row: f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
+}
+TABLES: dict[str, tuple[str, Columns]] = {
+    "state": (
+        "One training step (forward, backward, optimizer) with each state. Peak: resident memory of a process that "
+        "takes two steps; the step's: beyond a process that builds weights, moments and batch alone.",
+        {
+            "V": lambda row: f"{row['vocab']:,}",
+            "batch × length": lambda row: f"{row['batch']} × {row['length']}",
+            "local posterior": lambda row: row["local_posterior"],
+            "state": lambda row: row["arm"],
+            **_TIMES,
+            "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+            "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:,.0f}",
+            "× the first's peak": lambda row: f"{row['peak_ratio']:.2f}",
+            "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
+            "× the first's own": lambda row: f"{row['step_ratio']:.2f}",
+        },
+    ),
+    "tokenising": (
+        "Stories of the grammar to ids.",
+        {
+            "tokens": lambda row: row["tokenizer"],
+            "V": lambda row: f"{row['vocab']:,}",
+            "texts": lambda row: f"{row['texts']:,}",
+            "way": lambda row: row["arm"],
+            **_TIMES,
+            "texts/s": lambda row: f"{row['texts_per_second']:,.0f}",
+        },
+    ),
+    "generation": (
+        "Milliseconds and ratio are for one network call, tokens per second for whole passages.",
+        {
+            "V": lambda row: f"{row['vocab']:,}",
+            "batch × length": lambda row: f"{row['batch']} × {row['length']}",
+            "way": lambda row: row["arm"],
+            **_TIMES,
+            "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+        },
+    ),
+}
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/run.py", description="Time the package on this machine."
+    )
+    parser.add_argument("what", nargs="?", default="all", choices=[*TABLES, "all"])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; its own choice when left out")
+    parser.add_argument("--dtype", default="auto", help="compute dtype: auto, float32 or bfloat16")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
+    chosen = parser.parse_args(arguments)
+    if chosen.threads < 0:
+        parser.error(f"--threads {chosen.threads}: give at least 1, or leave it out")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> Path:
+    """Run what is asked for; returns the folder of this machine."""
+    chosen = parse(arguments)
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    dtype, _ = resolve_dtype(chosen.dtype, torch.device("cpu"))
+    here = machine(dtype)
+    folder = chosen.out / folder_name(here)
+    say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
+    measures: dict[str, Callable[[], list[Row]]] = {
+        "state": lambda: state.measure(chosen.quick, dtype, say),
+        "tokenising": lambda: tokenising.measure(chosen.quick, say),
+        "generation": lambda: generation.measure(chosen.quick, dtype, say),
+    }
+    # The states come first: they take memory in new processes, in which the peak of this one would count.
+    for name in TABLES if chosen.what == "all" else [chosen.what]:
+        rows = measures[name]()
+        write_json(folder / f"{name}.json", {"machine": here, "quick": chosen.quick, "rows": rows})
+    write_data(folder / "tables.md", tables(folder))
+    say(f"written to {folder}")
+    return folder
+
+
+def folder_name(here: dict[str, Any]) -> str:
+    """A folder's name for a machine, its threads and dtype: figures of two of them never share a table."""
+    text = f"{here['cpu']} {here['threads']} threads {here['dtype']}"
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def tables(folder: Path) -> str:
+    """Markdown of every JSON file of a machine's folder."""
+    parts = []
+    for name, (note, columns) in TABLES.items():
+        path = folder / f"{name}.json"
+        if path.exists():
+            parts.append(section(name, note, columns, json.loads(path.read_text(encoding="utf-8"))))
+    return "\n".join(parts)
+
+
+def section(name: str, note: str, columns: Columns, result: dict[str, Any]) -> str:
+    """One benchmark: its circumstances, then a line per row."""
+    here = result["machine"]
+    quick = " **Quick: tiny sizes, no figures to quote.**" if result["quick"] else ""
+    head = (
+        f"{here['cpu']}, {here['threads']} of {here['cores']} cores, {here['dtype']}, torch {here['torch']}, commit "
+        f"`{here['commit']}`.{quick} {note} Medians of {len(result['rows'][0]['seconds'])} turns."
+    )
+    lines = [
+        list(columns),
+        ["--:"] * len(columns),
+        *([cell(row) for cell in columns.values()] for row in result["rows"]),
+    ]
+    return "\n".join([f"## {name}", "", head, "", *(f"| {' | '.join(line)} |" for line in lines), ""])
+
+
+if __name__ == "__main__":
+    main()
