@@ -153,3 +153,14 @@ def test_two_minutes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_examples_are_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+
+
+def test_your_own_text(tmp_path: Path) -> None:
+    text = tmp_path / "mine.txt"
+    text.write_text(
+        "\n".join(f"the {a} {b} runs." for a in ("big", "old", "red") for b in ("cat", "dog", "hen", "fox"))
+    )
+    out = run("your_own_text.py", tmp_path, str(text), str(tmp_path / "runs"), "4")
+    assert "11 + 1 rows of 24 tokens" in out
+    assert (tmp_path / "runs" / "fmlm" / "model.safetensors").exists()
+    assert len(out.splitlines()[-5:]) == 5

@@ -2,7 +2,8 @@
 
 from flowlm import clock, objectives, path
 from flowlm.model import FlowLM
+from flowlm.runs import distill, train
 from flowlm.samplers import sample
 
 __version__ = "0.1.0"
-__all__ = ["FlowLM", "__version__", "clock", "objectives", "path", "sample"]
+__all__ = ["FlowLM", "__version__", "clock", "distill", "objectives", "path", "sample", "train"]

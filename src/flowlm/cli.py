@@ -267,30 +267,17 @@ def _distill(args: list[str]) -> int:
 def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     import tyro
 
-    from flowlm.config import RunConfig, default_run_folder, from_dict, merge, read_toml, recipe_path, to_dict
+    from flowlm.config import RunConfig, default_run_folder, from_dict, to_dict
+    from flowlm.runs import recipe_values
     from flowlm.training.loop import Trainer, open_run
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
-    values: dict[str, Any] = {}
-    if recipe:
-        values = {"recipe": Path(recipe).stem} | read_toml(recipe_path(recipe))
-    if command == "distill":
-        if "model" in values:
-            raise ValueError(
-                f"{recipe}: a distillation has no [model] of its own, the student is made like its teacher"
-            )
-        teacher = _peek(args, "--teacher") or values.get("teacher", "")
-        if teacher:
-            # The student learns on its teacher's data unless told otherwise.
-            path = Path(teacher) / "config.toml"
-            if path.exists():
-                values = merge({"data": read_toml(path).get("data", {})}, values)
-            elif "data" not in values and not any(arg.startswith("--data.") for arg in args):
-                raise ValueError(
-                    f"{teacher} has no config.toml that names its data, and neither does {recipe or 'the command'}: "
-                    "add --data.corpus grammar, or --data.corpus text --data.path FILE"
-                )
-        values.setdefault("objective", objective)
+    values = recipe_values(
+        recipe,
+        objective,
+        _peek(args, "--teacher"),
+        has_data=any(arg.startswith("--data.") for arg in args),
+    )
     try:
         config = from_dict(RunConfig, values)
     except ValueError as error:

@@ -1,0 +1,120 @@
+"""Training and distilling from Python, as `flowlm train` and `flowlm distill` do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowlm.config import RunConfig, from_dict, merge, read_toml, recipe_path
+from flowlm.model import FlowLM
+
+__all__ = ["distill", "recipe_values", "train"]
+
+
+def train(
+    recipe: str | Path,
+    out: str | Path,
+    options: Mapping[str, Any] | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> FlowLM:
+    """Train an FLM; returns the finished model.
+
+    Args:
+        recipe: the name of one that comes with the package, or the path of a .toml file.
+        out: run directory to make.
+        options: fields of the configuration by their dotted names, {"data.path": "my.txt", "train.steps": 400}.
+        force: replace a run that is already there.
+        say: where plain messages go.
+
+    Raises:
+        ValueError: whatever is wrong with recipe, options, data or folder.
+        KeyboardInterrupt: it was interrupted; everything is saved, and `flowlm train --resume` goes on.
+    """
+    return _run(recipe_values(recipe, "flow"), out, options, force, say)
+
+
+def distill(
+    teacher: str | Path,
+    out: str | Path,
+    recipe: str | Path = "text-fmlm",
+    options: Mapping[str, Any] | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] = print,
+) -> FlowLM:
+    """Distil an FLM into its flow map, on the teacher's data; returns the finished model.
+
+    Args:
+        teacher: run directory of the FLM.
+        recipe, out, options, force, say: as in `train`.
+
+    Raises:
+        ValueError, KeyboardInterrupt: as in `train`.
+    """
+    dotted = options or {}
+    values = recipe_values(
+        recipe, "flow-map", str(teacher), has_data=any(k.startswith("data.") for k in dotted)
+    )
+    return _run(values | {"teacher": str(teacher)}, out, dotted, force, say)
+
+
+def _run(
+    values: dict[str, Any],
+    out: str | Path,
+    options: Mapping[str, Any] | None,
+    force: bool,
+    say: Callable[[str], None],
+) -> FlowLM:
+    from flowlm.training.loop import Trainer
+
+    for name, value in (options or {}).items():
+        *sections, last = name.split(".")
+        branch: dict[str, Any] = {last: value}
+        for section in reversed(sections):
+            branch = {section: branch}
+        values = merge(values, branch)
+    trainer = Trainer(from_dict(RunConfig, values), out, say=say)
+    trainer.start(force=force)
+    if not trainer.train().finished:
+        raise KeyboardInterrupt
+    return FlowLM.from_pretrained(out)
+
+
+def recipe_values(
+    recipe: str | Path, objective: str, teacher: str = "", *, has_data: bool = False
+) -> dict[str, Any]:
+    """The tables of a recipe, with what a student takes from its teacher's run: the data it was trained on.
+
+    Args:
+        recipe: as in `train`; empty for none.
+        objective: "flow" or "flow-map", unless the recipe says.
+        teacher: of a flow map; the recipe's own when empty.
+        has_data: whether fields of the data are given elsewhere.
+
+    Raises:
+        ValueError: no such recipe, a student with a [model] of its own, a teacher that does not name its data.
+    """
+    values: dict[str, Any] = {}
+    if recipe:
+        values = {"recipe": Path(recipe).stem} | read_toml(recipe_path(recipe))
+    if objective == "flow":
+        return values
+    if "model" in values:
+        raise ValueError(
+            f"{recipe}: a distillation has no [model] of its own, the student is made like its teacher"
+        )
+    if teacher := teacher or values.get("teacher", ""):
+        # The student learns on its teacher's data unless told otherwise.
+        path = Path(teacher) / "config.toml"
+        if path.exists():
+            values = merge({"data": read_toml(path).get("data", {})}, values)
+        elif "data" not in values and not has_data:
+            raise ValueError(
+                f"{teacher} has no config.toml that names its data, and neither does {recipe or 'the command'}: "
+                "add --data.corpus grammar, or --data.corpus text --data.path FILE"
+            )
+    values.setdefault("objective", objective)
+    return values

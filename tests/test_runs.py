@@ -1,0 +1,59 @@
+"""Training and distilling from Python do what the commands do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import flowlm
+from flowlm.training.loop import Trainer
+from helpers import command, corpus, recipe, silent
+
+SMALL = {"train.steps": 3, "train.eval_every": 0, "train.batch": 4}
+
+
+def test_the_same_as_the_command(tmp_path: Path) -> None:
+    path = recipe(tmp_path / "tiny.toml")
+    model = flowlm.train(path, tmp_path / "a", SMALL, say=silent)
+    options = ["--train.steps", "3", "--train.eval-every", "0", "--train.batch", "4"]
+    assert command("train", path, "--out", tmp_path / "b", *options) == 0
+    for name in ("config.toml", "model.safetensors", "ema.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert not model.denoiser.config.two_times
+    student = flowlm.distill(
+        tmp_path / "a", tmp_path / "c", options=SMALL | {"train.device": "cpu"}, say=silent
+    )
+    assert student.denoiser.config.two_times
+    assert flowlm.FlowLM.from_pretrained(tmp_path / "c").generate(2) == student.generate(2)
+    assert f'path = "{corpus()}"' in (tmp_path / "c" / "config.toml").read_text()
+
+
+def test_a_run_is_not_replaced_unless_told(tmp_path: Path) -> None:
+    path = recipe(tmp_path / "tiny.toml")
+    flowlm.train(path, tmp_path / "a", SMALL, say=silent)
+    with pytest.raises(ValueError, match="already holds a run"):
+        flowlm.train(path, tmp_path / "a", SMALL, say=silent)
+    flowlm.train(path, tmp_path / "a", SMALL, force=True, say=silent)
+
+
+def test_an_interrupted_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path / "tiny.toml")
+    whole = Trainer.train
+
+    def interrupted(self: Trainer) -> object:
+        self.interrupt()
+        return whole(self)
+
+    monkeypatch.setattr(Trainer, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        flowlm.train(path, tmp_path / "a", SMALL, say=silent)
+
+
+def test_unknown_options(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"unknown key 'train\.step': did you mean 'steps'"):
+        flowlm.train(recipe(tmp_path / "tiny.toml"), tmp_path / "a", {"train.step": 3}, say=silent)
+    with pytest.raises(ValueError, match="no recipe named 'captoins': did you mean 'captions'"):
+        flowlm.train("captoins", tmp_path / "a", say=silent)
+    with pytest.raises(ValueError, match=r"has no \[model\] of its own|a distillation has no"):
+        flowlm.distill(tmp_path / "a", tmp_path / "b", "captions", say=silent)
