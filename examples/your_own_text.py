@@ -13,7 +13,7 @@ import flowlm
 text, out = sys.argv[1], sys.argv[2]
 steps = int(sys.argv[3]) if len(sys.argv) > 3 else 1500
 
-flowlm.train("captions", f"{out}/flm", {"data.path": text, "train.steps": steps})
+flowlm.train("text", f"{out}/flm", {"data.path": text, "train.steps": steps})
 model = flowlm.distill(f"{out}/flm", f"{out}/fmlm", options={"train.steps": steps // 2})
 for passage in model.generate(5, steps=1):
     print(passage)

@@ -161,6 +161,6 @@ def test_your_own_text(tmp_path: Path) -> None:
         "\n".join(f"the {a} {b} runs." for a in ("big", "old", "red") for b in ("cat", "dog", "hen", "fox"))
     )
     out = run("your_own_text.py", tmp_path, str(text), str(tmp_path / "runs"), "4")
-    assert "11 + 1 rows of 24 tokens" in out
+    assert "11 + 1 rows of 64 tokens" in out
     assert (tmp_path / "runs" / "fmlm" / "model.safetensors").exists()
     assert len(out.splitlines()[-5:]) == 5

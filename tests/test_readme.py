@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from flowlm import runs
 from flowlm.cli import main
 from flowlm.data.grammar import Grammar
 
@@ -112,7 +113,17 @@ def test_commands_leave_what_the_text_says(workshop: Path, capsys: pytest.Captur
         assert (workshop / "runs/demo/fmlm" / name).is_file()
 
 
-def test_python_blocks_run(workshop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    workshop: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = runs._run
+    tiny = {"train.steps": 2, "train.eval_every": 0, "train.batch": 4, "flow_map.rollout_steps": 2}
+    shape = {f"model.backbone.{name}": n for name, n in (("width", 32), ("depth", 1), ("heads", 2))}
+
+    def shrunk(values: dict[str, Any], out: str, options: dict[str, Any], *args: Any) -> Any:
+        return whole(values, out, options | tiny | ({} if values.get("teacher") else shape), *args)
+
+    monkeypatch.setattr(runs, "_run", shrunk)
     namespace: dict[str, Any] = {}
     for block in blocks(README, "python"):
         exec(compile(block, "README.md", "exec"), namespace)
