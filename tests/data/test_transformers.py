@@ -5,6 +5,7 @@ The references of `tests/references.py` are written from descriptions; these are
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,17 @@ from typing import Any
 import pytest
 
 from flowlm.data.tokens import Tokenizer
+from references import byte_signs
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: it comes with .[dev]")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed: it comes with .[dev]"
+)
 
 DATA = Path(os.environ.get("FLOWLM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TEXTS = ("news.txt", "wiki.valid.raw", "tinystories.txt")
 LINES = 1000  # of each text
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 # Sentences as people write them, and what they do not: other scripts, odd spaces, signs of several bytes, long words.
 ODD = [
@@ -40,16 +46,62 @@ def _real(name: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bert() -> tuple[Tokenizer, Any]:
-    folder = _real("bert-base-uncased")
-    return Tokenizer.read(folder), transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"))
+def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A WordPiece vocabulary and a pair of GPT-2's kind, of a few pieces that the texts above are made of."""
+    bert, gpt2 = tmp_path_factory.mktemp("bert"), tmp_path_factory.mktemp("gpt2")
+    words = [
+        "the",
+        "cafe",
+        "owner",
+        "paid",
+        "bru",
+        "tab",
+        "new",
+        "line",
+        "is",
+        "we",
+        "'",
+        "’",
+        "北",
+        "京",
+        "σ",
+    ]
+    pieces = [*SPECIAL, *words, *"abcdefghilmnorstu.,!?$01235", *(f"##{sign}" for sign in "abelnoσς")]
+    (bert / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    merges = [
+        ("t", "h"),
+        ("th", "e"),
+        ("Ġ", "the"),
+        ("Ã", "©"),
+        ("'", "s"),
+        ("Ġ", "Ġ"),
+        ("0", "0"),
+        ("a", "a"),
+    ]
+    signs = {piece: id for id, piece in enumerate([*byte_signs(), *map("".join, merges), "<|endoftext|>"])}
+    (gpt2 / "encoder.json").write_text(json.dumps(signs), encoding="utf-8")
+    lines = ["#version: 0.2", *map(" ".join, merges)]
+    (gpt2 / "vocab.bpe").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"small bert": bert, "small gpt2": gpt2}
 
 
-@pytest.fixture(scope="module")
-def gpt2() -> tuple[Tokenizer, Any]:
-    folder = _real("gpt2")
+def _both(name: str, small: dict[str, Path]) -> tuple[Tokenizer, Any]:
+    """Our tokenizer and theirs, of the same files."""
+    folder = small.get(name) or _real(name)
+    if "bert" in name:
+        return Tokenizer.read(folder), transformers.BertTokenizerFast(vocab=str(folder / "vocab.txt"))
     files = {"vocab": str(folder / "encoder.json"), "merges": str(folder / "vocab.bpe")}
     return Tokenizer.read(folder), transformers.GPT2TokenizerFast(**files)
+
+
+@pytest.fixture(scope="module", params=["small bert", "small gpt2", "bert-base-uncased", "gpt2"])
+def both(request: pytest.FixtureRequest, small: dict[str, Path]) -> tuple[Tokenizer, Any]:
+    return _both(request.param, small)
+
+
+@pytest.fixture(scope="module", params=["small gpt2", "gpt2"])
+def byte_level(request: pytest.FixtureRequest, small: dict[str, Path]) -> tuple[Tokenizer, Any]:
+    return _both(request.param, small)
 
 
 def _texts(name: str) -> list[str]:
@@ -61,25 +113,22 @@ def _ids(theirs: Any, texts: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", ["odd", *TEXTS])
-@pytest.mark.parametrize("kind", ["bert", "gpt2"])
-def test_ids_are_those_of_transformers(kind: str, name: str, request: pytest.FixtureRequest) -> None:
-    ours, theirs = request.getfixturevalue(kind)
+def test_ids_are_those_of_transformers(both: tuple[Tokenizer, Any], name: str) -> None:
+    ours, theirs = both
     texts = _texts(name)
     assert ours.encode(texts) == _ids(theirs, texts)
 
 
 @pytest.mark.parametrize("name", ["odd", *TEXTS])
-def test_gpt2_text_is_that_of_transformers(gpt2: tuple[Tokenizer, Any], name: str) -> None:
-    ours, theirs = gpt2
+def test_byte_level_text_is_that_of_transformers(byte_level: tuple[Tokenizer, Any], name: str) -> None:
+    ours, theirs = byte_level
     for ids in ours.encode(_texts(name)):
         assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def test_a_saved_tokenizer_is_read_by_transformers(
-    bert: tuple[Tokenizer, Any], gpt2: tuple[Tokenizer, Any], tmp_path: Path
-) -> None:
-    for name, (ours, _) in {"bert": bert, "gpt2": gpt2}.items():
-        ours.save(tmp_path / name)
-        theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / name / "tokenizer.json"))
-        assert _ids(theirs, ODD) == ours.encode(ODD)
-        assert len(theirs) == ours.vocab_size
+def test_a_saved_tokenizer_is_read_by_transformers(both: tuple[Tokenizer, Any], tmp_path: Path) -> None:
+    ours, _ = both
+    ours.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    assert _ids(theirs, ODD) == ours.encode(ODD)
+    assert len(theirs) == ours.vocab_size
