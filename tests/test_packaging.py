@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -334,6 +335,37 @@ def test_sdist_is_the_repository(built: dict[str, Path]) -> None:
     assert tracked <= names, f"not in the sdist: {', '.join(sorted(tracked - names))}"
     extra = names - tracked - others
     assert extra == {"PKG-INFO"}, f"in the sdist, but not in the repository: {', '.join(sorted(extra))}"
+
+
+def release_commands() -> list[str]:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## A release")[2]
+    return [
+        line.strip()
+        for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+def test_release_commands_name_what_exists() -> None:
+    commands = release_commands()
+    assert len(commands) > 15
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert {word for word in words[1:] if "=" not in word} <= {*targets}, command
+        for name in re.findall(r"(?:results/[\w.]+|constraints\.txt)", command):
+            assert (ROOT / name).exists(), command
+        for extra in re.findall(r"\.\[(\w+)\]", command):
+            assert extra in EXTRAS, command
+        if words[0].endswith("flowlm"):
+            assert words[1] in ("--version", "info", "train", "generate"), command
+    written = next(c for c in commands if "pip freeze" in c).partition(" | ")[2].partition(" > ")[0]
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    frozen = re.sub(r"^(torch==.*)$", r"\1+cpu", pinned, flags=re.M)
+    done = subprocess.run(written, shell=True, input=frozen, capture_output=True, text=True)
+    assert done.stdout == pinned, "the command of the release does not write constraints.txt as it is"
 
 
 # ----------------------------------------------------------------------------------------- a clean environment
