@@ -161,7 +161,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "a card of what was not exported": (
         lambda case: ["evaluate", case.run(), "--steps", "1", "--num", "2", "--card"],
-        ("has no about.json: a card is written for what flowlm export made",),
+        ("has no card to write to: --card is for a folder that flowlm export made",),
     ),
     "missing run": (lambda case: ["generate", "nowhere"], ("no run at nowhere: give a run directory",)),
     "missing run to evaluate": (lambda case: ["evaluate", "nowhere"], ("no run at nowhere",)),

@@ -123,3 +123,26 @@ def test_without_a_run_the_model_of_the_package_is_taken(
 def test_commands_of_the_usage_are_known() -> None:
     named: set[Any] = {line.split()[1] for line in cli.USAGE.splitlines() if line.startswith("  flowlm ")}
     assert {"prepare", "train", "distill", "generate", "evaluate", "export", "demo", "info"} <= named
+
+
+def test_the_cost_of_a_run_that_was_gone_on_with(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(flm(), run)
+    lines = [{"step": s, "loss": 1.0, "seconds": t} for s, t in ((1, 10.0), (2, 20.0), (3, 4.0), (4, 9.0))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert describe_run(run)["seconds"] == 29
+
+
+def test_an_exported_model_can_be_exported_and_taught_from(tmp_path: Path) -> None:
+    export(flm(), tmp_path / "flm")
+    export(tmp_path / "flm", tmp_path / "small", dtype="int8")
+    assert json.loads((tmp_path / "small" / "about.json").read_text())["runs"] == [describe_run(flm())]
+    text = "[train]\nsteps = 1\nbatch = 4\ndevice = 'cpu'\neval_every = 0\n"
+    (tmp_path / "map.toml").write_text(text)
+    assert (
+        command("distill", tmp_path / "map.toml", "--teacher", tmp_path / "small", "--out", tmp_path / "fmlm")
+        == 0
+    )
+    export(tmp_path / "fmlm", tmp_path / "out")
+    runs = json.loads((tmp_path / "out" / "about.json").read_text())["runs"]
+    assert [r["objective"] for r in runs] == ["flow", "flow-map"]

@@ -7,6 +7,7 @@ title and the licence.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,10 @@ def command_of(run: Path) -> str:
         for name, value in mine.items()
         if theirs.get(name) != value and name not in _FILLED and not name.startswith(given)
     ]
-    sources = [f"--{name} {value}" for name in ("teacher", "init") if (value := getattr(config, name))]
-    return " ".join([f"flowlm {word} {config.recipe}", *sources, f"--out {run}", *options])
+    sources = [
+        f"--{name} {shlex.quote(value)}" for name in ("teacher", "init") if (value := getattr(config, name))
+    ]
+    return " ".join([f"flowlm {word} {config.recipe}", *sources, f"--out {shlex.quote(str(run))}", *options])
 
 
 def _leaves(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _option(name: str, value: Any) -> str:
     if isinstance(value, bool):
         *section, last = flag.split(".")
         return "--" + ".".join([*section, last if value else f"no-{last}"])
-    return f"--{flag} {value}"
+    return f"--{flag} {shlex.quote(str(value))}"
 
 
 def describe_run(run: Path) -> dict[str, Any]:
@@ -87,9 +90,19 @@ def describe_run(run: Path) -> dict[str, Any]:
         "steps": max((line["step"] for line in lines), default=0),
         "batch": config.train.batch,
         "seed": config.train.seed,
-        "seconds": round(max((line.get("seconds", 0.0) for line in lines), default=0.0)),
+        "seconds": round(_seconds(lines)),
         "held_out": held_out[-1] if held_out else None,
     }
+
+
+def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
+    """Of all the times a run was gone on with: each counts from 0."""
+    total = before = 0.0
+    for line in lines:
+        now = line.get("seconds", before)
+        total += now - before if now >= before else now
+        before = now
+    return total
 
 
 def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", licence: str = "") -> FlowLM:
@@ -110,11 +123,8 @@ def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", 
     if folder.resolve() == run.resolve():
         raise ValueError(f"{folder} is the run itself: give another folder to write the model to")
     model = FlowLM.from_pretrained(run)
+    made = _made(run)
     model.save_pretrained(folder, dtype=dtype)
-    runs = [run]
-    teacher = read_toml(run / "config.toml").get("teacher", "") if (run / "config.toml").exists() else ""
-    if teacher and Path(teacher).is_dir():
-        runs.insert(0, Path(teacher))
     if (run / "config.toml").exists():
         files.write_data(folder / "config.toml", (run / "config.toml").read_text(encoding="utf-8"))
     about = {
@@ -123,11 +133,22 @@ def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", 
         "parameters": sum(p.numel() for p in model.denoiser.parameters()),
         "dtype": dtype,
         "bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in (ABOUT, CARD)),
-        "runs": [describe_run(r) for r in runs],
+        "runs": made,
     }
     files.write_json(folder / ABOUT, about)
     write_card(folder)
     return FlowLM.from_pretrained(folder)
+
+
+def _made(run: Path) -> list[dict[str, Any]]:
+    """How a model came to be: its own run, after that of its teacher where that is still there."""
+    if (run / ABOUT).exists():  # exported before
+        return list(json.loads((run / ABOUT).read_text(encoding="utf-8"))["runs"])
+    if not (run / "config.toml").exists():
+        raise ValueError(f"{run} has no config.toml: it is not a run, and nothing tells how it was made")
+    teacher = Path(read_toml(run / "config.toml").get("teacher", ""))
+    before = _made(teacher) if teacher.name and teacher.is_dir() else []
+    return [*before, describe_run(run)]
 
 
 def write_card(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -421,15 +422,22 @@ def _evaluate(args: list[str]) -> int:
     options: EvaluateOptions = _options(
         EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate [RUN|FILE]"
     )
+    with tempfile.TemporaryDirectory(prefix="flowlm-") as temporary:
+        return _measure(target, options, shlex.join(["flowlm", "evaluate", *typed]), temporary)
+
+
+def _measure(target: Path, options: EvaluateOptions, command: str, temporary: str) -> int:
     from rich.console import Console
 
-    from flowlm.card import write_card
+    from flowlm.card import ABOUT, write_card
     from flowlm.data.grammar import Grammar
     from flowlm.evaluation.metrics import law_row
     from flowlm.evaluation.report import table_text, write_json
     from flowlm.evaluation.runs import evaluate_run, score_file, shown_samples, write_report
     from flowlm.model import PACKAGED
 
+    if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
+        raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
     if target.is_file():
         made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json"}
         set_ = [n for n in sorted(made) if getattr(options, n) != getattr(EvaluateOptions(), n)]
@@ -444,7 +452,7 @@ def _evaluate(args: list[str]) -> int:
     else:
         steps = parse_steps(options.steps)
         # An installed package is not written into.
-        samples = Path(tempfile.mkdtemp(prefix="flowlm-")) if target == PACKAGED else target / "samples"
+        samples = Path(temporary) if target == PACKAGED else target / "samples"
         rows = evaluate_run(
             target,
             steps,
@@ -459,7 +467,6 @@ def _evaluate(args: list[str]) -> int:
     if rows[0]["law"]:
         rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
     Console().print(table_text(rows))
-    command = " ".join(["flowlm evaluate", *typed])
     if options.report:
         write_report(Path(options.report), target, rows, command, samples_folder=samples)
         _say(f"report in {options.report}")

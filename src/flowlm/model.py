@@ -34,7 +34,7 @@ class Generation:
     """Passages and how they were made."""
 
     texts: list[str]
-    """Decoded up to the first [EOS]."""
+    """Decoded up to the first [EOS]; of a model of wrapped rows all passages of the row, one a line."""
     tokens: Tensor
     """(num, L) token ids, on the CPU."""
     nfe: int
@@ -178,7 +178,13 @@ class FlowLM:
                     callback=callback,
                 )
             tokens = part.tokens.cpu()
-            yield Generation([self.tokenizer.decode(row) for row in tokens.tolist()], tokens, part.nfe)
+            yield Generation([self._text(row) for row in tokens.tolist()], tokens, part.nfe)
+
+    def _text(self, row: list[int]) -> str:
+        """The passage of a row; where passages were wrapped into rows, all that stands in it, one a line."""
+        if self.data.get("rows") == "wrap":
+            return "\n".join(self.tokenizer.decode_all(row))
+        return self.tokenizer.decode(row)
 
     def generate(self, num: int, steps: int = 1, **options: Any) -> list[str]:
         """num passages in `steps` network calls each, as texts.

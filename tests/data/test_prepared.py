@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from flowlm.data import prepared
+from flowlm.data import preparation
 from flowlm.data.corpora import Corpus, DataConfig, load_corpus, prepare_corpus
-from flowlm.data.prepared import META, _count_across, _count_distinct, _encode, _Smallest, open_prepared
+from flowlm.data.preparation import _encode
+from flowlm.data.prepared import META, Recipe, open_prepared
 from flowlm.data.readers import TextReader
+from flowlm.data.split import Smallest, count_across, count_distinct
 from flowlm.data.tokens import Tokenizer
 
 LINES = [
@@ -147,7 +149,7 @@ def test_damaged_rows_are_refused_and_in_the_cache_made_anew(text: Path, cache: 
     else:
         Tokenizer.train_words(["other words"]).save(folder)
     reason = {
-        "no meta": f"holds no {META}: it was never finished",
+        "no meta": rf"holds no {META}: it was never finished",
         "cut short": r"train\.bin has 100 bytes, not the [\d,]+ of 288 rows: it was cut short or replaced",
         "no json": "is damaged",
         "another format": "has format 'flowlm-data/0', this version of flowlm reads 'flowlm-data/1'",
@@ -155,7 +157,7 @@ def test_damaged_rows_are_refused_and_in_the_cache_made_anew(text: Path, cache: 
     }[damage]
     with pytest.raises(ValueError, match=reason):
         open_prepared(folder)
-    with pytest.raises(ValueError, match=reason):
+    with pytest.raises(ValueError, match="holds no text files" if damage == "no meta" else reason):
         load_corpus(config(folder), 16)
     again = load_corpus(config(text), 16)
     assert np.array_equal(again.train, train)
@@ -201,11 +203,15 @@ def test_a_folder_of_something_else_is_never_written_over(text: Path, tmp_path: 
 
 KILLED = """
 import os, signal, sys
-from flowlm.data import prepared
+from flowlm.data import preparation
 from flowlm.data.corpora import DataConfig, load_corpus
-prepared._CHUNK, prepared._KEEP_EVERY = 16, 0.0
+preparation._CHUNK, preparation._KEEP_EVERY = 16, 0.0
 stage, after = sys.argv[2], int(sys.argv[3])
-target = {"scan": (prepared._Smallest, "add"), "encode": (prepared._Side, "_write")}[stage]
+target = {
+    "scan": (preparation.Smallest, "add"),
+    "encode": (preparation._Side, "_write"),
+    "end": (preparation._Preparation, "_put_in_place"),
+}[stage]
 whole, calls = getattr(*target), 0
 def dying(self, *args):
     global calls
@@ -218,7 +224,7 @@ load_corpus(DataConfig(corpus="text", path=sys.argv[1], rows="wrap"), 16)
 """
 
 
-@pytest.mark.parametrize(("stage", "after"), [("scan", 100), ("encode", 3), ("encode", 8)])
+@pytest.mark.parametrize(("stage", "after"), [("scan", 100), ("encode", 3), ("encode", 8), ("end", 0)])
 def test_a_killed_preparation_goes_on_to_the_same_bytes(
     text: Path, cache: Path, stage: str, after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,15 +232,18 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
         [sys.executable, "-c", KILLED, str(text), stage, str(after)], env=os.environ, check=False
     )
     assert killed.returncode == -signal.SIGKILL
-    assert not [p for p in cache.iterdir() if (p / META).exists()]
+    assert not [p for p in cache.iterdir() if (p / META).exists() and p.suffix != ".partial"]
     said: list[str] = []
     encoded: list[int] = []
     monkeypatch.setattr(
-        prepared, "_encode", lambda tokenizer, texts: encoded.append(len(texts)) or _encode(tokenizer, texts)
+        preparation,
+        "_encode",
+        lambda tokenizer, texts: encoded.append(len(texts)) or _encode(tokenizer, texts),
     )
     resumed = load_corpus(config(text, rows="wrap"), 16, report=said.append)
     assert any("going on with a preparation that was interrupted" in line for line in said)
-    assert (sum(encoded) < len(LINES)) == (stage == "encode")
+    assert (sum(encoded) < len(LINES)) == (stage != "scan")
+    assert sum(encoded) > 0 or stage == "end"
     again = cache.with_name("another-cache")
     monkeypatch.setenv("FLOWLM_CACHE", str(again))
     whole = load_corpus(config(text, rows="wrap"), 16)
@@ -253,14 +262,14 @@ def test_what_was_begun_for_another_text_is_not_gone_on_with(text: Path, cache: 
 
 SLOW = """
 import sys
-from flowlm.data import prepared
+from flowlm.data import preparation
 from flowlm.data.corpora import DataConfig, load_corpus
-whole = prepared._encode
+whole = preparation._encode
 def slow(tokenizer, texts):
     print("encoding", flush=True)
     sys.stdin.readline()
     return whole(tokenizer, texts)
-prepared._encode = slow
+preparation._encode = slow
 corpus = load_corpus(DataConfig(corpus="text", path=sys.argv[1]), 16, report=lambda line: print(line, flush=True))
 print(len(corpus.train))
 """
@@ -296,7 +305,7 @@ def test_a_full_disk_leaves_nothing_in_place(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepared._Side, "_write", full)
+        patch.setattr(preparation._Side, "_write", full)
         with pytest.raises(
             OSError, match=r"cannot write .*: No space left on device; nothing was written \(free some"
         ):
@@ -346,7 +355,7 @@ def test_dropped_passages_are_counted(tmp_path: Path) -> None:
     st.lists(st.tuples(st.integers(0, 40), st.integers(1, 3)), min_size=1, max_size=200), st.integers(1, 9)
 )
 def test_the_smallest_hashes_are_those_of_a_full_sort(seen: list[tuple[int, int]], limit: int) -> None:
-    smallest = _Smallest(limit)
+    smallest = Smallest(limit)
     full: Counter[int] = Counter()
     for digest, passages in seen:
         smallest.add(digest, passages)
@@ -364,10 +373,10 @@ def test_copies_are_counted_exactly(
     hashes = [value % 7 << 60 | value % 3 for value, _ in passages]
     np.array(hashes, np.uint64).tofile(folder / "hashes.bin")
     np.array([held for _, held in passages], np.uint8).tofile(folder / "sides.bin")
-    assert _count_distinct(folder / "hashes.bin") == len(set(hashes))
+    assert count_distinct(folder / "hashes.bin") == len(set(hashes))
     held = [h for h, (_, is_held) in zip(hashes, passages) if is_held]
     train = {h for h, (_, is_held) in zip(hashes, passages) if not is_held}
-    assert _count_across(folder / "hashes.bin", folder / "sides.bin") == sum(h in train for h in held)
+    assert count_across(folder / "hashes.bin", folder / "sides.bin") == sum(h in train for h in held)
 
 
 # ------------------------------------------------------------------------------------------------ very long lines
@@ -375,8 +384,13 @@ def test_copies_are_counted_exactly(
 
 @pytest.mark.parametrize("kind", ["words", "bpe"])
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(st.sampled_from("ab'- .  \t漢"), max_size=80))
-def test_parts_of_a_long_passage_have_the_ids_of_the_whole(kind: str, text: str) -> None:
+@given(
+    words=st.lists(st.text(st.sampled_from("ab'-.漢"), min_size=1, max_size=6), min_size=4, max_size=30),
+    data=st.data(),
+)
+def test_parts_of_a_long_passage_have_the_ids_of_the_whole(
+    kind: str, words: list[str], data: st.DataObject
+) -> None:
     some = ["a b ab ba a'b a-b . .. 漢 a漢 b"]
     tokenizer = TOKENIZERS.setdefault(
         kind,
@@ -384,34 +398,151 @@ def test_parts_of_a_long_passage_have_the_ids_of_the_whole(kind: str, text: str)
         if kind == "words"
         else Tokenizer.train_bpe(some, vocab_size=280),
     )
-    text = text.strip()
-    before, prepared._LONG = prepared._LONG, 12
+    text = words[0]
+    for word in words[
+        1:
+    ]:  # single spaces and ends of lines, now and then more of them, which are no place to cut
+        text += data.draw(st.sampled_from([" ", " ", " ", "\n", "  ", " \t"])) + word
+    before, preparation._LONG = preparation._LONG, 24
     try:
+        parts = list(preparation._parts(text))
         ids = [*_encode(tokenizer, [text, "a b"])]
-    except ValueError as error:
-        assert "characters without a space" in str(error)  # noqa: PT017
-        return
     finally:
-        prepared._LONG = before
-    assert ids == tokenizer.encode([text, "a b"])
+        preparation._LONG = before
+    assert "".join(parts) == text
+    assert all(0 < len(part) <= 24 for part in parts)
+    forced = any(not part.startswith((" ", "\n")) or part[1:2].isspace() for part in parts[1:])
+    event(f"{min(len(parts), 3)} parts, {'cut anywhere' if forced else 'cut at spaces'}")
+    if not forced:
+        assert ids == tokenizer.encode([text, "a b"])
 
 
 TOKENIZERS: dict[str, Tokenizer] = {}
 
 
-def test_a_line_of_many_megabytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", ["cut", "split", "wrap"])
+def test_a_line_of_many_megabytes(tmp_path: Path, rows: str) -> None:
     path = tmp_path / "long.txt"
     path.write_text("short one\nshort two\n" + "some words again and " * 150_000 + "\nshort three\n" * 20)
     start = time.monotonic()
-    corpus = load_corpus(config(path, rows="split"), 64)
+    corpus = load_corpus(config(path, rows=rows), 64)
     assert corpus.meta["max_tokens"] == 600_000
-    assert corpus.meta["split"] == 1
+    assert corpus.meta["tokens"] + corpus.meta["held_out_tokens"] > (600_000 if rows != "cut" else 63)
     assert time.monotonic() - start < 120
-    path.write_text("short one\nshort two\n" + "x" * 3_000_000)
-    with pytest.raises(
-        ValueError, match=r"65,536 characters without a space, from 'xxx.*this is no text that is made"
+
+
+def test_text_without_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    signs = "".join(map(chr, np.random.default_rng(0).integers(0x4E00, 0x9000, 200_000)))
+    path.write_text(f"short one\nshort two\n{signs}", encoding="utf-8")
+    corpus = load_corpus(config(path, rows="split", tokenizer="bpe", vocab_size=300), 64)
+    assert corpus.meta["max_tokens"] > 200_000
+    rows = [row for side in (corpus.train, corpus.held_out) for row in side]
+    ids = [int(i) for row in rows for i in row if i not in (corpus.tokenizer.eos_id, corpus.tokenizer.pad_id)]
+    assert signs in corpus.tokenizer.decode(ids)  # nothing is lost
+
+
+# --------------------------------------------------------------------------- what was found by trying to break it
+
+
+def test_an_old_run_s_tokenizer_is_never_taken_for_the_recipe_s(text: Path, cache: Path) -> None:
+    old = load_corpus(config(text), 16).tokenizer
+    for lines in (
+        [line for line in LINES if "cat" not in line],  # words that the old tokenizer knows
+        [f"{line} zebra" for line in LINES],  # and one that it does not
     ):
-        load_corpus(config(path), 64)
+        text.write_text("\n".join(lines))
+        if "zebra" in lines[0]:
+            with pytest.raises(ValueError, match="'zebra'"):
+                load_corpus(config(text), 16, tokenizer=old)
+        else:
+            assert load_corpus(config(text), 16, tokenizer=old).tokenizer.sha256 == old.sha256
+        said: list[str] = []
+        fresh = load_corpus(config(text), 16, report=said.append)
+        assert fresh.tokenizer.sha256 != old.sha256
+        words = {word.rstrip(".") for line in lines for word in line.split()}
+        assert {fresh.tokenizer.token(i) for i in range(fresh.tokenizer.vocab_size)} >= words
+        assert not any("interrupted" in line for line in said)
+    assert not list(cache.glob("*.partial"))
+
+
+def test_a_text_that_changes_while_it_is_read(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = preparation._Preparation._tokenizer
+
+    def growing(self: Any) -> Tokenizer:
+        with text.open("a") as f:
+            f.write("\none more line\nand another one")
+        return whole(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation._Preparation, "_tokenizer", growing)
+        with pytest.raises(ValueError, match=r"text\.txt' changed while it was read: run again"):
+            load_corpus(config(text), 16)
+    assert not list(cache.glob("*.partial"))
+    assert load_corpus(config(text), 16).meta["passages"] == len(LINES) + 2
+
+
+def test_nothing_of_other_people_is_removed(text: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"out\.partial is in the way, and was not made here: move it"):
+        prepare_corpus(config(text), 16, tmp_path / "out", print)
+    assert (partial / "thesis.txt").read_text() == "years of work"
+    folder = tmp_path / "somebody's"
+    folder.mkdir()
+    (folder / "train.bin").write_bytes(b"tokens of another program")
+    with pytest.raises(ValueError, match=r"holds no text files \(1 \.bin\)"):
+        load_corpus(config(folder), 16)
+
+
+def test_what_bad_input_leaves(tmp_path: Path, cache: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "x"}\n')
+    for _ in range(2):
+        said: list[str] = []
+        with pytest.raises(ValueError, match="has no field 'text'"):
+            load_corpus(config(path), 16, report=said.append)
+        assert said == []
+    assert not [p for p in cache.iterdir() if p.is_dir()]
+
+
+def test_rows_from_elsewhere_are_checked(text: Path, tmp_path: Path) -> None:
+    out = prepare_corpus(config(text), 16, tmp_path / "out", print)
+    size = (out / "train.bin").stat().st_size
+    (out / "train.bin").write_bytes(b"\xff" * size)
+    with pytest.raises(ValueError, match=r"train\.bin is not what was written \(its sha256 differs\)"):
+        load_corpus(config(out), 16)
+    (out / META).write_text('{"format": "flowlm-data/1"}')
+    with pytest.raises(ValueError, match=r"meta\.json is damaged \(no tokenizer_sha256, length"):
+        load_corpus(config(out), 16)
+
+
+def test_two_places_for_the_cache(text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    corpus = load_corpus(config(text), 16)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:  # what is there can be read where nothing can be written
+        patch.setattr(Path, "mkdir", refuse)
+        patch.setattr("filelock.FileLock.acquire", refuse)
+        assert same(load_corpus(config(text), 16), corpus)
+        with pytest.raises(
+            OSError, match=r"cannot write .*Permission denied.* with the variable FLOWLM_CACHE"
+        ):
+            load_corpus(config(text), 12)
+    monkeypatch.delenv("FLOWLM_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(ValueError, match=r"there is no home folder .*: set the variable FLOWLM_CACHE"):
+        load_corpus(config(text), 16)
 
 
 def test_the_recipe_names_every_choice_that_decides_the_rows() -> None:
@@ -424,4 +555,4 @@ def test_the_recipe_names_every_choice_that_decides_the_rows() -> None:
         "seed",
     }  # the text itself, the tokenizer's sha256, the grammar's
     fields = {f.name for f in dataclasses.fields(DataConfig)} - left_out
-    assert fields | {"length"} == {f.name for f in dataclasses.fields(prepared.Recipe)}
+    assert fields | {"length"} == {f.name for f in dataclasses.fields(Recipe)}

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -261,3 +262,65 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         ValueError, match=r"holds no text files \(1 without a suffix, 1 \.png\): known are \.txt, \.jsonl"
     ):
         TextReader(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.json", "a.html", "a.pdf"])
+def test_what_is_no_plain_text_is_not_read_as_such(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b"whatever") if name.endswith("gz") else b"whatever")
+    with pytest.raises(
+        ValueError, match=r"is no plain text \(\.\w+\): unpack or convert it; known are \.txt"
+    ):
+        TextReader(tmp_path / name)
+
+
+def test_an_encrypted_zip(tmp_path: Path) -> None:
+    data = bytearray(zipped(TEXT.encode()))
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag in both headers of the member
+        data[data.index(mark) + at] |= 1
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"text\.txt cannot be unpacked \(.*encrypted.*\): pack it again, without a password"
+    ):
+        passages(tmp_path / "a.zip")
+
+
+def test_halves_of_pairs(tmp_path: Path) -> None:
+    (tmp_path / "a.ndjson").write_text('{"text": "broken \\ud83d emoji"}\n')
+    reader = TextReader(tmp_path / "a.ndjson")
+    assert [*reader.documents()] == [["broken   emoji"]]
+    assert reader.control_characters == 1
+
+
+def test_nothing_in_a_folder_is_left_out_unseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "texts"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text("first\n")
+    (folder / "sub" / "b.txt").write_text("second\n")
+    (folder / "sub" / "back").symlink_to(folder)  # round and round
+    outside = tmp_path / "elsewhere"
+    outside.mkdir()
+    (outside / "c.txt").write_text("third\n")
+    (folder / "link").symlink_to(outside)
+    assert passages(folder) == ["first", "third", "second"]  # a.txt, link/c.txt, sub/b.txt
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(
+        ValueError, match=r"gone\.txt is a link that leads nowhere: fetch what it names, or remove it"
+    ):
+        TextReader(folder)
+    (folder / "gone.txt").unlink()
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:  # chmod would not stop a superuser
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ValueError, match=r"cannot be read \(Permission denied\): check its permissions"):
+        TextReader(folder)
+
+
+def test_utf_16_cut_short(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("some text".encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-16 \(.*truncated.*\); convert it"):
+        passages(tmp_path / "a.txt", encoding="utf-16")

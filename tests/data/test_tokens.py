@@ -363,3 +363,16 @@ def test_load_with_gaps_in_the_ids(tmp_path: Path) -> None:
 def test_the_library_is_imported_where_it_is_used() -> None:
     code = "import sys, flowlm, flowlm.data; sys.exit('tokenizers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_all_texts_of_a_row() -> None:
+    tokenizer = Tokenizer.train_words(["a b c"])
+    (ids,) = tokenizer.encode(["a b c"])
+    a, b, c = ids
+    end, pad = tokenizer.eos_id, tokenizer.pad_id
+    assert tokenizer.decode_all([b, c, end, a, end, end, c]) == ["b c", "a", "c"]
+    assert tokenizer.decode_all(np.array([a, end, pad, pad])) == ["a"]
+    assert tokenizer.decode_all([a, pad, b, end]) == [
+        "a [PAD] b"
+    ]  # a fault of the model that wrote it is shown
+    assert tokenizer.decode_all([end, pad]) == tokenizer.decode_all([]) == []

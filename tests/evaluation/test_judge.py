@@ -112,3 +112,34 @@ def test_judged_by_the_text_of_the_run(tmp_path: Path) -> None:
     (run / "config.toml").unlink()
     assert judge_of(run, model, said.append) is None
     assert "does not say what text it was trained on" in said[-1]
+
+
+def test_wrapped_rows_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(random.Random(1).sample(LINES, 2000)))
+    corpus = load_corpus(DataConfig(corpus="text", path=str(path), held_out=200, rows="wrap"), 30)
+    judge = TextJudge(corpus)
+    assert (
+        sum(map(len, judge.train)) == corpus.meta["tokens"] - (corpus.train == corpus.tokenizer.eos_id).sum()
+    )
+    rows = ["\n".join(corpus.tokenizer.decode_all(row)) for row in corpus.train[:50]]
+    assert judge.measure(rows)["copied"] == 1
+
+
+def test_what_is_unknown_is_not_known(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(f"the word{i} saw me." for i in range(200)) + "\n" + "\n".join(LINES[:200]))
+    corpus = load_corpus(DataConfig(corpus="text", path=str(path), vocab_size=12), 12)
+    judge = TextJudge(corpus)
+    found = judge.measure(["[UNK] [UNK] [UNK].", "the [UNK] saw me."])
+    assert found["known"] == pytest.approx(3 / 7)
+    assert found["copied"] == 0
+
+
+def test_held_out_text_is_taken_from_all_over(corpus: Corpus) -> None:
+    judge = TextJudge(corpus)
+    some = judge._some(100, seed=0)
+    assert len(set(some.tolist())) == 100
+    assert some.max() > 200
+    assert some.min() < 100
+    assert judge._some(100, seed=1).tolist() != some.tolist()

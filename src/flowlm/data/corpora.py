@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from flowlm.data import docs
 from flowlm.data.grammar import Grammar
-from flowlm.data.prepared import META, Prepared, Recipe, is_prepared, open_prepared, prepare, token_dtype
+from flowlm.data.preparation import prepare
+from flowlm.data.prepared import Prepared, Recipe, is_prepared, open_prepared, reuse, token_dtype
 from flowlm.data.readers import TextReader
 from flowlm.data.tokens import MIN_BPE, Tokenizer
 from flowlm.rng import key
@@ -172,7 +173,12 @@ def cache_folder() -> Path:
     """Where texts are kept prepared: $FLOWLM_CACHE, or flowlm in the user's folder for caches."""
     if own := os.environ.get("FLOWLM_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowlm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowlm"
+    except RuntimeError:
+        raise ValueError(
+            "there is no home folder to keep prepared text in: set the variable FLOWLM_CACHE to a folder"
+        ) from None
 
 
 def _check_length(length: int) -> None:
@@ -281,9 +287,7 @@ def _text(
             f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(reader.skipped.items())
         )
         say(f"{path}: files of other kinds are left out: {kinds}")
-    if folder is not None and (folder / META).exists():
-        _refuse_other(open_prepared(folder).meta, recipe, reader, folder)
-    elif folder is not None and folder.exists() and any(folder.iterdir()):
+    if folder is not None and folder.exists() and not is_prepared(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something else than prepared text: give a new folder")
 
     def make(passages: Iterable[str]) -> Tokenizer:
@@ -296,29 +300,29 @@ def _text(
             say(f"the text gives only {made.vocab_size} of {config.vocab_size} byte-level pieces")
         return made
 
+    own = "" if tokenizer is None else tokenizer.sha256
     if folder is not None:
-        return prepare(reader, recipe, folder, make, say)
-    # A run that goes on, and a student, bring the tokenizer that the same recipe once made.
-    # The cache knows it by the recipe; another tokenizer has a place of its own.
-    for with_tokenizer in ("", tokenizer.sha256 if tokenizer else ""):
+        return prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False)
+
+    def place(with_tokenizer: str) -> Path:
         name = json.dumps([str(path.resolve()), vars(recipe), with_tokenizer])
-        folder = cache_folder() / f"{path.stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-        if tokenizer is None or with_tokenizer:
-            return prepare(reader, recipe, folder, make, say)
-        if (folder / META).exists():
-            found = prepare(reader, recipe, folder, make, say)
-            if found.tokenizer.sha256 == tokenizer.sha256:
-                return found
-    raise AssertionError("unreachable")
+        return cache_folder() / f"{path.stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+    # A run that goes on, and a student, bring the tokenizer that the same recipe made: it is looked for, and nothing
+    # else is ever made, in the recipe's own place.
+    if own and (found := reuse(reader, recipe, place(""))) is not None and found.tokenizer.sha256 == own:
+        return found
+    return prepare(reader, recipe, place(own), make, say, tokenizer_sha256=own)
 
 
 def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepared:
     """A prepared folder in place of a text: it must be what the recipe would make."""
-    found = open_prepared(folder)
+    found = open_prepared(folder, check=True)
     if differences := recipe.differences(found.meta["recipe"]):
         raise ValueError(
-            f"data.path = {str(folder)!r} was prepared otherwise: {'; '.join(differences)}. Use the same settings, or "
-            "prepare the text again into another folder"
+            f"data.path = {str(folder)!r} was prepared otherwise: {'; '.join(differences)}. Use the same settings "
+            f"(its tokenizer is --data.tokenizer {folder / 'tokenizer.json'}), or prepare the text again into another "
+            "folder"
         )
     if tokenizer is not None and tokenizer.sha256 != found.tokenizer.sha256:
         raise ValueError(
@@ -327,17 +331,6 @@ def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepare
             "data.tokenizer"
         )
     return found
-
-
-def _refuse_other(meta: dict[str, Any], recipe: Recipe, reader: TextReader, folder: Path) -> None:
-    differences = recipe.differences(meta["recipe"])
-    if not differences and meta["files"] != reader.fingerprint() and meta["sha256"] != reader.sha256():
-        differences = [f"the text was sha256 {meta['sha256'][:12]}…, is {reader.sha256()[:12]}…"]
-    if differences:
-        raise ValueError(
-            f"{folder} holds prepared text already, of another kind: {'; '.join(differences)}. Give another --out, or "
-            "remove it"
-        )
 
 
 def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, Any]:
@@ -354,6 +347,8 @@ def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, An
     )
     if meta["control_characters"]:
         say(f"{meta['control_characters']:,} control characters became spaces")
+    if meta["empty"]:
+        say(f"{meta['empty']:,} passages hold nothing that the tokenizer knows, and are left out")
     if meta["unknown"]:
         share = (
             f"{meta['unknown']:,} words ({meta['unknown'] / (meta['mean_tokens'] * meta['passages']):.2%})"
@@ -386,5 +381,5 @@ def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, An
     }
     if config.corpus == "docs":
         source |= {"versions": docs.versions(), "licences": docs.LICENCES}
-    left_out = ("format", "recipe", "files", "dtype", "seconds")
+    left_out = ("format", "recipe", "files", "dtype", "seconds", "rows_sha256")
     return source | {key: value for key, value in meta.items() if key not in left_out}

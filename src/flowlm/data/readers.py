@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import re
 import sys
 import zipfile
@@ -28,12 +29,18 @@ from typing import IO, Any
 
 __all__ = ["Fingerprint", "TextReader"]
 
-_RECORDS = (".jsonl", ".csv", ".tsv", ".parquet")
+_RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _TEXT = (".txt", ".text", ".md", ".rst", ".raw")
+_NO_TEXT = {
+    *(".tar", ".tgz", ".tbz2", ".txz", ".7z", ".rar", ".zst", ".lz4"),
+    *(".pdf", ".doc", ".docx", ".odt", ".epub", ".html", ".htm", ".xml", ".json"),
+    *(".arrow", ".bin", ".npy", ".pt", ".safetensors"),
+}
 _PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 
 # What no text needs and no model should learn: control characters, but for the tab and the ends of lines.
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff]")
+# Halves of pairs of UTF-16, which JSON may spell and no encoding writes, go with them.
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
 _DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
 Fingerprint = list[list[Any]]
@@ -107,7 +114,10 @@ class TextReader:
         hashes = []
         for file in self.files:
             with self._open_file(file) as f:
-                hashes.append(hashlib.file_digest(f, "sha256").hexdigest())
+                try:
+                    hashes.append(hashlib.file_digest(f, "sha256").hexdigest())
+                except OSError as error:
+                    raise _unreadable(file, error) from error
         if self.files == [self.path]:
             return hashes[0]
         lines = (f"{h}  {self._name(file)}\n" for h, file in zip(hashes, self.files))
@@ -133,6 +143,10 @@ class TextReader:
                     yield passages
         except _DAMAGED as error:
             raise _damaged(entry, error) from None
+        except (RuntimeError, NotImplementedError) as error:  # as zipfile has it
+            raise ValueError(
+                f"{entry} cannot be unpacked ({error}): pack it again, without a password, by ordinary compression"
+            ) from None
         except UnicodeError as error:
             raise self._undecodable(entry, error) from None
         except OSError as error:
@@ -148,13 +162,16 @@ class TextReader:
     def _find(self) -> tuple[list[Path], dict[Path, list[_Entry]]]:
         try:
             if self.path.is_dir():
-                candidates = sorted(p for p in self.path.rglob("*") if not _hidden(p.relative_to(self.path)))
-                files = [p for p in candidates if p.is_file()]
+                files = sorted(_walk(self.path))
             else:
                 files = [self.path]
                 self.path.stat()
             entries = {file: self._entries_of(file) for file in files}
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self.path.exists():
+                raise ValueError(
+                    f"{error.filename} is a link that leads nowhere: fetch what it names, or remove it"
+                ) from None
             raise ValueError(
                 f"data.path = {str(self.path)!r} does not exist (read from {Path.cwd()}): check it"
             ) from None
@@ -175,7 +192,7 @@ class TextReader:
         if file.suffix.lower() == ".zip":
             try:
                 with zipfile.ZipFile(file) as archive:
-                    names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+                    names = sorted({info.filename for info in archive.infolist() if not info.is_dir()})
             except zipfile.BadZipFile as error:
                 raise ValueError(f"{file} is damaged or no zip archive ({error}): fetch it again") from None
             members = [n for n in names if not _hidden(Path(n)) and not n.startswith("__MACOSX")]
@@ -218,7 +235,7 @@ class TextReader:
                 stream, encoding=encoding, newline="" if entry.kind in (".csv", ".tsv") else None
             )
             source: Iterator[str]
-            if entry.kind == ".jsonl":
+            if entry.kind in (".jsonl", ".ndjson"):
                 source = _jsonl(lines, entry, self.field)
             elif entry.kind in (".csv", ".tsv"):
                 source = _table(lines, entry, self.field, "," if entry.kind == ".csv" else "\t")
@@ -259,7 +276,7 @@ class TextReader:
         name = self.encoding.upper()
         hint = "convert it (for example: iconv -f latin1 -t utf8), name its data.encoding, or remove the byte"
         with self._bytes(entry) as stream:
-            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") and "16" not in name:
                 return ValueError(f"{entry} is not {name}: it is UTF-16: set data.encoding = 'utf-16'")
         with self._bytes(entry) as stream:
             at = 0
@@ -267,12 +284,38 @@ class TextReader:
                 try:
                     raw.decode(self.encoding)
                 except UnicodeDecodeError as wrong:
+                    if "16" in name or "32" in name:
+                        break  # lines of bytes are not lines of text there
                     return ValueError(
                         f"{entry} is not {name}: byte 0x{raw[wrong.start]:02x} at offset {at + wrong.start}, "
                         f"line {line}; {hint}"
                     )
                 at += len(raw)
         return ValueError(f"{entry} is not {name} ({error}); {hint}")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Files in a folder and its sub-folders, links followed, none of them twice; hidden ones are left out.
+
+    OSError: a sub-folder or link that cannot be read; nothing is left out for that.
+    """
+    seen: set[tuple[int, int]] = set()
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        stat = os.stat(here)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link back to where one has been
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if not name.startswith("."):
+                path = Path(here) / name
+                path.stat()
+                yield path
 
 
 def _hidden(path: Path) -> bool:
@@ -282,6 +325,11 @@ def _hidden(path: Path) -> bool:
 def _kind(path: Path, *, alone: bool) -> tuple[str, str] | None:
     """What a name says: the kind and how it is packed. A file given by itself is plain text in case of doubt."""
     suffix, packed = path.suffix.lower(), ""
+    if alone and (kind := next((s.lower() for s in path.suffixes[-2:] if s.lower() in _NO_TEXT), "")):
+        raise ValueError(
+            f"{path} is no plain text ({kind}): unpack or convert it; known are .txt, {', '.join(_RECORDS)}, "
+            f"plain or in {', '.join((*_PACKED, '.zip'))}"
+        )
     if suffix in _PACKED:
         packed, suffix = suffix, Path(path.stem).suffix.lower()
     if suffix in _RECORDS:

@@ -222,6 +222,18 @@ class Tokenizer:
             return _join(self._tokens[i] for i in kept)
         return str(self._model.decode(kept, skip_special_tokens=False))
 
+    def decode_all(self, ids: Iterable[Any]) -> list[str]:
+        """The texts of `ids` between end tokens, of a row that holds several; nothing for the pads that fill it."""
+        row = [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+        while row and row[-1] == self.pad_id:
+            row.pop()
+        texts, at = [], 0
+        for end in [i for i, token in enumerate(row) if token == self.eos_id] + [len(row)]:
+            if end > at:
+                texts.append(self.decode(row[at:end]))
+            at = end + 1
+        return texts
+
     def token(self, id: int) -> str:
         """The token as the vocabulary spells it. ValueError: an id outside 0..V-1."""
         if not 0 <= id < self.vocab_size:

@@ -10,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from flowlm.data.corpora import Corpus
-from flowlm.data.tokens import Tokenizer
+from flowlm.data.tokens import UNK, Tokenizer
 from flowlm.evaluation.copying import copying
 from flowlm.evaluation.diversity import self_bleu
 from flowlm.evaluation.metrics import evaluate_texts, make_row, passage, words
 from flowlm.evaluation.ngram import KneserNey
 from flowlm.evaluation.samples import current_commit
+from flowlm.rng import key
 
 __all__ = ["TextJudge"]
 
 ORDER = 5
 MOST_WORDS = 5_000_000
 """Of the training text that is read: memory is about 100 bytes a word."""
+_NONE = "\0"  # in no text
 _ROWS = 4096  # decoded at a time
 
 
@@ -55,7 +59,7 @@ class TextJudge:
                     )
                 break
         self.scorer = KneserNey.fit(self.train, ORDER)
-        self._known = {word for text in self.train for word in text}
+        self._known = {word for text in self.train for word in text} - {UNK}
 
     def measure(self, texts: Sequence[str]) -> dict[str, Any]:
         """Numbers of `texts`: ``perplexity`` (a word or sign, ends counted), ``known`` (share of words, signs left
@@ -63,7 +67,8 @@ class TextJudge:
         wholly in a training passage), ``longest_copy`` (words, mean), ``found_8``, ``scorer``."""
         split = [words(passage(text)) for text in texts]
         own = [word for text in split for word in text if any(map(str.isalpha, word))]
-        copies = copying(split, self.train)
+        # an unknown word is no copy of another one
+        copies = copying([[_NONE if word == UNK else word for word in text] for text in split], self.train)
         return {
             "perplexity": self.scorer.perplexity(split),
             "known": sum(word in self._known for word in own) / len(own) if own else None,
@@ -74,10 +79,15 @@ class TextJudge:
             "scorer": self.scorer.name,
         }
 
+    def _some(self, num: int, seed: int) -> Any:
+        """At most `num` held-out rows from all over: they lie in the order of their sources."""
+        order = np.random.Generator(np.random.Philox(key(seed, "held-out passages")))
+        return np.sort(order.permutation(len(self._held_out))[:num])
+
     def reference_rows(self, num: int, seed: int) -> list[dict[str, Any]]:
         """Rows of held-out text, at most `num` passages, and of `num` samples of the n-gram model."""
         texts = {
-            "held-out": _texts(self._tokenizer, self._held_out[:num]),
+            "held-out": _texts(self._tokenizer, self._held_out[self._some(num, seed)]),
             f"{ORDER}-gram": [" ".join(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
         }
         return [
@@ -96,4 +106,4 @@ class TextJudge:
 
 
 def _texts(tokenizer: Tokenizer, rows: Any) -> list[str]:
-    return [tokenizer.decode(row) for row in rows]
+    return ["\n".join(tokenizer.decode_all(row)) for row in rows]

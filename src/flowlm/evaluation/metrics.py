@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowlm.data.grammar import Grammar
+from flowlm.data.tokens import UNK
 from flowlm.evaluation import diversity, oracle
 from flowlm.evaluation.samples import Header, Record, current_commit
 
@@ -47,7 +48,7 @@ ROW = (
 """The keys every row has, in order; None where something is not known or does not apply."""
 
 # the grammar's words and punctuation, and whatever else another text or a bad sample may hold
-_WORD = re.compile(r"[\w']+|[^\w\s]")
+_WORD = re.compile(re.escape(UNK) + r"|[\w']+|[^\w\s]")
 
 
 def words(text: str) -> list[str]:

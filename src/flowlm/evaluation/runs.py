@@ -122,8 +122,14 @@ def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge 
         return None
     try:
         config = from_dict(RunConfig, read_toml(path))
-        corpus = load_corpus(config.data, model.length, model.tokenizer)
-    except ValueError as error:
+
+        def report(line: str) -> None:
+            """Progress of a preparation, where one is needed; what is said of the text was said at training."""
+            if "KiB" in line or "waiting" in line:
+                say(line)
+
+        corpus = load_corpus(config.data, model.length, model.tokenizer, report)
+    except (ValueError, OSError, ImportError) as error:
         say(f"the training text cannot be read ({error}): {without}")
         return None
     if corpus.meta.get("sha256") != model.data.get("sha256"):

@@ -1,0 +1,515 @@
+"""Making prepared text: look at every document, to split and to count; then tokenise.
+
+Memory is bounded by the longest document, but for the words that a tokenizer of words counts. Work lies in a folder
+beside the final one until it is whole; what a kill leaves there is taken up again, to the same bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowlm import files
+from flowlm.data.prepared import (
+    FORMAT,
+    META,
+    SIDES,
+    Prepared,
+    Recipe,
+    file_sha256,
+    open_prepared,
+    reuse,
+    token_dtype,
+)
+from flowlm.data.readers import TextReader
+from flowlm.data.split import Smallest, count_across, count_distinct, digest, is_held
+from flowlm.data.tokens import Tokenizer
+from flowlm.progress import Progress
+
+__all__ = ["prepare"]
+
+_CHUNK = 4096  # passages tokenised at a time
+_CHUNK_CHARACTERS = 1 << 22
+_LONG = 1 << 16  # characters: longer passages are tokenised in parts
+_KEEP_EVERY = 5.0  # seconds between points that a killed preparation goes on from
+_PROGRESS_UNIT = 1 << 10
+
+Report = Callable[[str], None]
+
+
+def prepare(
+    reader: TextReader,
+    recipe: Recipe,
+    folder: Path,
+    make_tokenizer: Callable[[Iterable[str]], Tokenizer],
+    say: Report,
+    *,
+    tokenizer_sha256: str = "",
+    replace: bool = True,
+) -> Prepared:
+    """Prepare a text into `folder`, or map what is there already for the same recipe and text.
+
+    One process prepares at a time; a second one waits, and finds it done.
+
+    Args:
+        reader: of the text.
+        recipe: what to do with it; named in meta.json.
+        folder: of the result.
+        make_tokenizer: from all passages; called once.
+        say: where plain messages go.
+        tokenizer_sha256: of the tokenizer that `make_tokenizer` gives, if that is known.
+        replace: what the folder holds of another text or recipe; else that is an error.
+
+    Raises:
+        ValueError: too little text, a text that changes meanwhile, or whatever its reader or tokenizer refuses.
+        OSError: it could not be written; what was there is untouched.
+    """
+    import filelock
+
+    if (found := reuse(reader, recipe, folder)) is not None:
+        return found  # nothing has to be written, not even a lock
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say(f"another process is preparing {folder}: waiting for it")
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise _unwritable(error, folder) from error
+    try:
+        if (found := reuse(reader, recipe, folder)) is None:
+            if not replace and (folder / META).exists():
+                _refuse(recipe, reader, folder)
+            preparation = _Preparation(reader, recipe, folder, make_tokenizer, say, tokenizer_sha256)
+            try:
+                preparation.run()
+            except ValueError:
+                preparation.discard()  # it would not go better the next time
+                raise
+            except OSError as error:
+                raise _unwritable(error, folder) from error
+            found = open_prepared(folder)
+        return found
+    finally:
+        lock.release()
+
+
+def _unwritable(error: Exception, folder: Path) -> OSError:
+    number = error.errno if isinstance(error, OSError) else None
+    plain = files.explain(
+        OSError(number or 0, (isinstance(error, OSError) and error.strerror) or str(error)), folder
+    )
+    hint = "choose another folder with --out, or for the cache with the variable FLOWLM_CACHE"
+    return OSError(plain.errno, f"{plain.strerror}; {hint}")
+
+
+def _refuse(recipe: Recipe, reader: TextReader, folder: Path) -> None:
+    """ValueError: the folder holds prepared text of another recipe, or of another text."""
+    meta = open_prepared(folder).meta
+    differences = recipe.differences(meta["recipe"])
+    if not differences:
+        differences = [f"the text was sha256 {meta['sha256'][:12]}…, is {reader.sha256()[:12]}…"]
+    raise ValueError(
+        f"{folder} holds prepared text already, of another kind: {'; '.join(differences)}. Give another --out, or "
+        "remove it"
+    )
+
+
+_WHAT = "what.json"
+_HELPERS = (_WHAT, "scan.json", "tokenizer.done", "state.json", "hashes.bin", "sides.bin")
+
+
+class _Preparation:
+    """The work, in a folder beside the final one; every stage leaves what the next one and a resumption need."""
+
+    def __init__(
+        self,
+        reader: TextReader,
+        recipe: Recipe,
+        folder: Path,
+        make_tokenizer: Callable[[Iterable[str]], Tokenizer],
+        say: Report,
+        tokenizer_sha256: str,
+    ):
+        self.reader, self.recipe, self.folder, self.say = reader, recipe, folder, say
+        self.make_tokenizer, self.tokenizer_sha256 = make_tokenizer, tokenizer_sha256
+        self.work = folder.with_name(folder.name + ".partial")
+
+    def run(self) -> None:
+        """All of it, or what is left of it."""
+        what = {
+            "format": FORMAT,
+            "recipe": vars(self.recipe),
+            "files": self.reader.fingerprint(),
+            "sha256": self.reader.sha256(),
+        }
+        if not self._resumes(what | {"given": self.tokenizer_sha256}):
+            self.discard()
+            self.work.mkdir(parents=True)
+            files.write_json(self.work / _WHAT, what | {"given": self.tokenizer_sha256})
+        if not (self.work / META).exists():
+            scan = self._stage("scan.json", self._scan)
+            tokenizer = self._tokenizer()
+            counts = self._encode(tokenizer, scan)
+            if counts["documents"] != scan["documents"] or self.reader.fingerprint() != what["files"]:
+                raise ValueError(
+                    f"data.path = {str(self.reader.path)!r} changed while it was read: run again"
+                )
+            meta = what | self._meta(scan, counts, tokenizer)
+            meta["rows_sha256"] = {side: file_sha256(self.work / f"{side}.bin") for side in SIDES}
+            files.write_json(self.work / META, meta)
+        self._put_in_place()
+
+    def _put_in_place(self) -> None:
+        """The finished folder takes the place of an old one; a kill at any point leaves one of them whole."""
+        if self.folder.exists():
+            os.replace(self.folder, self.folder.with_name(f"{self.folder.name}.old-{secrets.token_hex(4)}"))
+        os.replace(self.work, self.folder)
+        for name in _HELPERS:
+            (self.folder / name).unlink(missing_ok=True)
+        for old in self.folder.parent.glob(f"{self.folder.name}.old-*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def discard(self) -> None:
+        """Remove unfinished work; only what was made here.
+
+        ValueError: the place is taken by something else.
+        """
+        if not self.work.exists():
+            return
+        if not (self.work / _WHAT).exists() and any(self.work.iterdir()):
+            raise ValueError(
+                f"{self.work} is in the way, and was not made here: move it, or give another --out"
+            )
+        shutil.rmtree(self.work)
+
+    def _resumes(self, what: dict[str, Any]) -> bool:
+        try:
+            found = json.loads((self.work / _WHAT).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        if found != json.loads(json.dumps(what)):
+            return False
+        self.say(f"going on with a preparation that was interrupted, in {self.work}")
+        return True
+
+    def _stage(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        path = self.work / name
+        if path.exists():
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        made = make()
+        files.write_json(path, made)
+        return made
+
+    def _progress(self, label: str) -> Progress:
+        return Progress(max(1, self.reader.bytes // _PROGRESS_UNIT), 0, 0, self.say, label=label, brief=True)
+
+    def _documents(self, progress: Progress) -> Iterator[list[str]]:
+        told = 0
+        for document in self.reader.documents():
+            at = self.reader.done // _PROGRESS_UNIT
+            if at > told:
+                told = at
+                progress.advance(min(at, progress.total))
+            yield document
+
+    # -- first pass: hashes, counts, which documents are held out --------------------------------------------
+
+    def _scan(self) -> dict[str, Any]:
+        """Counts documents and passages, and chooses the held-out documents by the order of their hashes."""
+        candidates = Smallest(4 * self.recipe.held_out + 64)
+        documents = passages = size = 0
+        with self._progress("KiB looked at") as progress, (self.work / "hashes.bin").open("wb") as hashes:
+            for document in self._documents(progress):
+                digests = [digest(passage) for passage in document]
+                hashes.write(b"".join(digests))
+                own = digests[0] if len(digests) == 1 else digest("\n".join(document))
+                candidates.add(int.from_bytes(own, "little"), len(document))
+                documents, passages = documents + 1, passages + len(document)
+                size += sum(map(len, document))
+        if documents < 2:
+            raise ValueError(self._too_few(documents))
+        if len(candidates.counts) < 2:
+            raise ValueError(
+                f"data.path = {str(self.reader.path)!r}: all {documents} passages are the same, {document[0][:40]!r}; "
+                "held-out text must differ from training text: give at least two different passages"
+            )
+        distinct = count_distinct(self.work / "hashes.bin")
+        return {
+            "documents": documents,
+            "passages": passages,
+            "characters": size,
+            "duplicates": passages - distinct,
+            "control_characters": self.reader.control_characters,
+            "held": candidates.choose(max(1, min(self.recipe.held_out, passages // 10))),
+        }
+
+    def _too_few(self, documents: int) -> str:
+        where, unit = f"data.path = {str(self.reader.path)!r}", self.recipe.unit
+        if not documents:
+            return f"{where} holds no text ({self.reader.bytes} bytes): give a file with passages"
+        fix = {
+            "line": "break the text into lines",
+            "paragraph": "leave blank lines between paragraphs, or use data.unit = 'line'",
+            "document": "give several files or records, or use data.unit = 'paragraph'",
+        }[unit]
+        if self.reader.has_records:
+            unit, fix = "record", "records stay whole: give several"
+        return f"{where} is a single {unit}: one passage is needed to train on and one to hold out; {fix}"
+
+    # -- the tokenizer ---------------------------------------------------------------------------------------
+
+    def _tokenizer(self) -> Tokenizer:
+        if (self.work / "tokenizer.done").exists():  # it may be two files
+            return Tokenizer.load(self.work)
+        with self._progress("KiB read for the tokenizer") as progress:
+            passages = chain.from_iterable(self._documents(progress))
+            # A passage of many megabytes would take a trainer gigabytes: in parts it has the same words.
+            parts = (part for text in passages for part in (_parts(text) if len(text) > _LONG else (text,)))
+            tokenizer = self.make_tokenizer(parts)
+        tokenizer.save(self.work)
+        files.write_data(self.work / "tokenizer.done", "")
+        return tokenizer
+
+    # -- second pass: ids, rows ------------------------------------------------------------------------------
+
+    def _encode(self, tokenizer: Tokenizer, scan: dict[str, Any]) -> dict[str, Any]:
+        held = set(scan["held"])
+        sides = {name: _Side(self.work / f"{name}.bin", tokenizer, self.recipe) for name in SIDES}
+        outputs = [*(side.file for side in sides.values()), (self.work / "sides.bin").open("ab")]
+        state_path = self.work / "state.json"
+        done, before = 0, 0.0
+        if state_path.exists():
+            state = json.loads(state_path.read_text(encoding="utf-8"))
+            done, before = state["documents"], state["seconds"]
+            for name, side in sides.items():
+                side.restore(state[name])
+            sizes = [*(side.size for side in sides.values()), state["sides"]]
+        else:
+            sizes = [0] * len(outputs)
+        for output, size in zip(outputs, sizes):
+            output.truncate(size)  # what came after the last point that was kept
+            output.seek(size)
+        start = kept = time.perf_counter()
+        with self._progress("KiB tokenised") as progress:
+            documents = itertools.islice(self._documents(progress), done, None)
+            for chunk in _chunks(documents):
+                which = [is_held(document, held) for document in chunk]
+                ids = _encode(tokenizer, list(chain.from_iterable(chunk)))
+                rows: dict[bool, list[list[int]]] = {False: [], True: []}
+                for document, held_out in zip(chunk, which):
+                    rows[held_out] += itertools.islice(ids, len(document))
+                    outputs[-1].write(bytes([held_out]) * len(document))
+                for which_side, passages in rows.items():
+                    sides[SIDES[which_side]].add(passages)
+                done += len(chunk)
+                if (now := time.perf_counter()) - kept > _KEEP_EVERY:
+                    kept = now
+                    for output in outputs:
+                        output.flush()
+                        os.fsync(output.fileno())
+                    state = {name: side.state() for name, side in sides.items()}
+                    state |= {"documents": done, "seconds": before + now - start, "sides": outputs[-1].tell()}
+                    files.write_json(state_path, state)
+            for side in sides.values():
+                side.close()
+        outputs[-1].close()
+        seconds = before + time.perf_counter() - start
+        counts: dict[str, Any] = {name: side.counts for name, side in sides.items()}
+        counts["kinds"] = [kind for side in sides.values() for kind in side.kinds]
+        if (self.work / "sides.bin").stat().st_size * 8 != (self.work / "hashes.bin").stat().st_size:
+            return counts | {"documents": -1}  # another number of passages than before: it changed
+        across = count_across(self.work / "hashes.bin", self.work / "sides.bin")
+        return counts | {"held_out_in_train": across, "seconds": seconds, "documents": done}
+
+    def _meta(self, scan: dict[str, Any], counts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
+        train, held = counts["train"], counts["held_out"]
+        both = {key: train[key] + held[key] for key in train}
+        where = f"data.path = {str(self.reader.path)!r}"
+        for side, count in (("train", train), ("held_out", held)):
+            if not count["rows"]:
+                raise ValueError(
+                    f"{where}: nothing is left {'to train on' if side == 'train' else 'held out'} of "
+                    f"{scan['passages']:,} passages ({both['dropped_unknown']:,} dropped for unknown words, "
+                    f"{both['dropped_long']:,} as longer than {self.recipe.length - 1} tokens): raise "
+                    "data.vocab_size or model.length, or do not drop"
+                )
+        if len(kinds := {*counts["kinds"]}) < 2:
+            raise ValueError(
+                f"{where} holds {tokenizer.token(kinds.pop())!r} and nothing else: there is nothing to learn; give a "
+                "text with at least two different tokens"
+            )
+        passages = both["passages"]
+        return {
+            "bytes": self.reader.bytes,
+            **{key: scan[key] for key in ("documents", "passages", "duplicates", "control_characters")},
+            "held_out_in_train": counts["held_out_in_train"],
+            "skipped_files": self.reader.skipped,
+            **{
+                k: both[k]
+                for k in ("unknown", "empty", "dropped_unknown", "dropped_long", "cut", "cut_tokens", "split")
+            },
+            "tokenizer": tokenizer.kind,
+            "tokenizer_sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "length": self.recipe.length,
+            "dtype": np.dtype(token_dtype(tokenizer.vocab_size)).name,
+            "train": train["rows"],
+            "held_out": held["rows"],
+            "tokens": train["tokens"],  # [EOS] counts, [PAD] does not
+            "held_out_tokens": held["tokens"],
+            "mean_tokens": both["ids"] / passages,  # of a passage as it stands in the text, without [EOS]
+            "max_tokens": max(train["longest"], held["longest"]),
+            "seconds": round(counts["seconds"], 3),
+        }
+
+
+def _chunks(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """Documents in groups of bounded size."""
+    group: list[list[str]] = []
+    passages = characters = 0
+    for document in documents:
+        group.append(document)
+        passages += len(document)
+        characters += sum(map(len, document))
+        if passages >= _CHUNK or characters >= _CHUNK_CHARACTERS:
+            yield group
+            group, passages, characters = [], 0, 0
+    if group:
+        yield group
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
+    """Ids of each text. A very long one goes in parts, cut where these tokenizers cut too."""
+    cuts = tokenizer.kind in ("words", "wordpiece") or not tokenizer.losses
+    parts = [list(_parts(text)) if cuts and len(text) > _LONG else [text] for text in texts]
+    flat = list(chain.from_iterable(parts))
+    # The library's own form of the ids takes a hundred bytes each: not for all of them at once.
+    step = _CHUNK if max(map(len, flat), default=0) < _LONG // 2 else max(1, _CHUNK_CHARACTERS // _LONG)
+    ids = (own for a in range(0, len(flat), step) for own in tokenizer.encode(flat[a : a + step]))
+    for own in parts:
+        yield list(chain.from_iterable(itertools.islice(ids, len(own))))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A long text in parts, cut before a single space or end of line, where every tokenizer here cuts by itself.
+
+    Where there is none in 65,536 characters (other scripts, or no text at all) it is cut there: one word in as many
+    may be tokenised as two.
+    """
+    at = 0
+    while len(text) - at > _LONG:
+        end = at + _LONG
+        while (end := max(text.rfind(" ", at + 1, end), text.rfind("\n", at + 1, end))) > at and (
+            text[end - 1].isspace() or text[end + 1].isspace()  # neither end may join with another space
+        ):
+            pass
+        if end <= at:
+            end = at + _LONG
+        yield text[at:end]
+        at = end
+    yield text[at:]
+
+
+_COUNTS = (
+    "rows",
+    "tokens",
+    "passages",
+    "ids",
+    "longest",
+    "unknown",
+    "empty",
+    "dropped_unknown",
+    "dropped_long",
+    "cut",
+    "cut_tokens",
+    "split",
+)
+
+
+class _Side:
+    """The rows of one side, written as they come."""
+
+    def __init__(self, path: Path, tokenizer: Tokenizer, recipe: Recipe):
+        self.file: BinaryIO = path.open("ab")
+        self.tokenizer, self.recipe = tokenizer, recipe
+        self.dtype = token_dtype(tokenizer.vocab_size)
+        self.counts = dict.fromkeys(_COUNTS, 0)
+        self.size = 0  # bytes written
+        self._tail: list[int] = []  # wrap: ids of a block that is not full yet
+        self.kinds: set[int] = set()  # the first few different ids
+
+    def state(self) -> dict[str, Any]:
+        return {"counts": self.counts, "tail": self._tail, "size": self.size, "kinds": sorted(self.kinds)[:2]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.counts, self._tail, self.kinds = state["counts"], state["tail"], set(state["kinds"])
+        self.size = state["size"]
+
+    def add(self, passages: Sequence[list[int]]) -> None:
+        counts, room, unk = self.counts, self.recipe.length - 1, self.tokenizer.unk_id
+        rows: list[list[int]] = []
+        for ids in passages:
+            counts["passages"] += 1
+            counts["ids"] += len(ids)
+            counts["longest"] = max(counts["longest"], len(ids))
+            unknown = ids.count(unk) if unk is not None else 0
+            counts["unknown"] += unknown
+            if unknown and self.recipe.unknown == "drop":
+                counts["dropped_unknown"] += 1
+                continue
+            if not ids:
+                counts["empty"] += 1  # signs that the tokenizer drops
+                continue
+            if len(self.kinds) < 2:
+                self.kinds.update(ids)
+            if self.recipe.rows == "wrap":
+                stream = [*self._tail, *ids, self.tokenizer.eos_id]
+                full = len(stream) - len(stream) % self.recipe.length
+                rows += [stream[a : a + self.recipe.length] for a in range(0, full, self.recipe.length)]
+                self._tail = stream[full:]
+                continue
+            if len(ids) > room:
+                if self.recipe.rows == "drop":
+                    counts["dropped_long"] += 1
+                    continue
+                if self.recipe.rows == "cut":
+                    counts["cut"] += 1
+                    counts["cut_tokens"] += len(ids) - room
+                    ids = ids[:room]
+                else:
+                    counts["split"] += 1
+            rows += [[*ids[a : a + room], self.tokenizer.eos_id] for a in range(0, len(ids), room)]
+        self._write(rows)
+
+    def _write(self, rows: list[list[int]]) -> None:
+        if not rows:
+            return
+        block: NDArray[Any] = np.full((len(rows), self.recipe.length), self.tokenizer.pad_id, self.dtype)
+        for row, ids in zip(block, rows):
+            row[: len(ids)] = ids
+        self.counts["rows"] += len(rows)
+        self.counts["tokens"] += sum(map(len, rows))
+        self.file.write(block.tobytes())
+        self.size += block.nbytes
+
+    def close(self) -> None:
+        if self._tail:
+            self._write([self._tail])
+            self._tail = []
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()

@@ -1,0 +1,90 @@
+"""Which documents are held out, and how many passages are copies: by hashes, in memory that does not grow with them.
+
+Every passage has a hash of 8 bytes. Hashes of all passages lie in a file, in the order of the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["Smallest", "count_across", "count_distinct", "digest", "is_held"]
+
+_BLOCK = 1 << 22
+
+
+def digest(text: str) -> bytes:
+    """The hash of a text."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
+
+def is_held(document: Sequence[str], held: set[int]) -> bool:
+    """Whether a document is one of those whose hashes were chosen."""
+    text = document[0] if len(document) == 1 else "\n".join(document)
+    return int.from_bytes(digest(text), "little") in held
+
+
+class Smallest:
+    """The `limit` smallest of the hashes seen, each with how many passages came with it; in bounded memory."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.counts: dict[int, int] = {}
+        self._above = 1 << 64  # hashes from here on cannot be among the smallest any more
+
+    def add(self, digest: int, passages: int) -> None:
+        if digest in self.counts:
+            self.counts[digest] += passages
+        elif digest < self._above:
+            self.counts[digest] = passages
+            if len(self.counts) > 4 * self.limit:
+                self._prune()
+
+    def _prune(self) -> None:
+        kept = sorted(self.counts)[: self.limit]
+        self._above = kept[-1] + 1
+        self.counts = {digest: self.counts[digest] for digest in kept}
+
+    def choose(self, quota: int) -> list[int]:
+        """Hashes of the held-out documents: in the order of hashes, as long as their passages fit the quota.
+
+        Copies stay together: what has too many of them is for training.
+        """
+        first = sorted(self.counts)[: self.limit]
+        chosen = []
+        for digest in first:
+            if 0 < self.counts[digest] <= quota:
+                chosen.append(digest)
+                quota -= self.counts[digest]
+        return chosen or [min(first, key=lambda digest: (self.counts[digest], digest))]
+
+
+def count_distinct(path: Path) -> int:
+    """Distinct 8-byte hashes in a file, by sixteenths of their range."""
+    if not path.stat().st_size:
+        return 0
+    hashes = np.memmap(path, np.uint64, "r")
+    blocks = range(0, len(hashes), 1 << 22)
+    total = 0
+    for part in range(16):
+        own = [
+            block[block >> np.uint64(60) == part]
+            for a in blocks
+            if (block := hashes[a : a + (1 << 22)]) is not None
+        ]
+        total += len(np.unique(np.concatenate(own)))
+    return total
+
+
+def count_across(hashes: Path, sides: Path) -> int:
+    """Held-out passages whose text is also a training passage."""
+    every, side = np.memmap(hashes, np.uint64, "r"), np.memmap(sides, np.uint8, "r")
+    held = np.sort(every[side == 1])
+    found = np.zeros(len(held), bool)
+    for a in range(0, len(every), 1 << 22):
+        block = every[a : a + (1 << 22)][side[a : a + (1 << 22)] == 0]
+        found |= np.isin(held, block)
+    return int(found.sum())
