@@ -12,7 +12,9 @@ import pytest
 from flowlm import cli
 from flowlm import model as model_module
 from flowlm.card import command_of, describe_run, export, write_card
+from flowlm.evaluation.runs import evaluate_run
 from flowlm.model import FlowLM
+from flowlm.trained_on import ROWS, corpus_of
 from helpers import command, flm, fmlm, recipe, said
 
 
@@ -146,3 +148,24 @@ def test_an_exported_model_can_be_exported_and_taught_from(tmp_path: Path) -> No
     export(tmp_path / "fmlm", tmp_path / "out")
     runs = json.loads((tmp_path / "out" / "about.json").read_text())["runs"]
     assert [r["objective"] for r in runs] == ["flow", "flow-map"]
+
+
+def test_the_text_goes_with_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(fmlm(), run)
+    corpus = corpus_of(run, FlowLM.from_pretrained(run))
+    export(run, out, text=True)
+    monkeypatch.setattr("flowlm.trained_on.load_corpus", lambda *args: pytest.fail("the text is not here"))
+    model = FlowLM.from_pretrained(out)
+    found = corpus_of(out, model)
+    assert (found.train == corpus.train).all()
+    assert (found.held_out == corpus.held_out).all()
+    assert (out / ROWS).stat().st_size not in (0, json.loads((out / "about.json").read_text())["bytes"])
+    rows = evaluate_run(out, [1], 8, device="cpu", dtype="float32")
+    assert [row["model"] for row in rows] == ["FMLM", "held-out", "5-gram"]
+    (out / ROWS).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"rows\.npz is damaged \(.*\): export the model again"):
+        corpus_of(out, model)
+    monkeypatch.undo()
+    export(run, out)
+    assert not (out / ROWS).exists()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from flowlm import files
 from flowlm.config import RunConfig, from_dict, load_recipe, read_toml, recipe_path, to_dict
 from flowlm.evaluation.report import markdown
 from flowlm.model import FlowLM, describe_data
+from flowlm.trained_on import ROWS, corpus_of, save_rows
 
 __all__ = ["ABOUT", "CARD", "command_of", "describe_run", "export", "write_card"]
 
@@ -105,7 +106,16 @@ def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
     return total
 
 
-def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", licence: str = "") -> FlowLM:
+def export(
+    run: Path,
+    folder: Path,
+    *,
+    dtype: str = "float32",
+    title: str = "",
+    licence: str = "",
+    text: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> FlowLM:
     """Write a run's model into `folder`, to be generated from, evaluated or taught from elsewhere.
 
     Args:
@@ -113,18 +123,25 @@ def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", 
         folder: made when missing; the model's files in it are replaced.
         dtype: of the stored weights: "float32", "bfloat16" or "int8"; they are computed with as ever.
         title, licence: for the card; whose licence it is to give depends on the data.
+        text: put the tokenised text beside the model, so that it can be evaluated where the text is not.
+        say: where plain messages go.
 
     Returns:
         The model, as it will be loaded.
 
     Raises:
-        ValueError: no model there, another dtype, or a folder that is the run.
+        ValueError: no model there, another dtype, a folder that is the run, or a text that is not there any more.
     """
     if folder.resolve() == run.resolve():
         raise ValueError(f"{folder} is the run itself: give another folder to write the model to")
     model = FlowLM.from_pretrained(run)
     made = _made(run)
+    corpus = corpus_of(run, model, say) if text else None
     model.save_pretrained(folder, dtype=dtype)
+    if corpus is None:
+        (folder / ROWS).unlink(missing_ok=True)
+    else:
+        save_rows(folder, corpus)
     if (run / "config.toml").exists():
         files.write_data(folder / "config.toml", (run / "config.toml").read_text(encoding="utf-8"))
     about = {
@@ -132,7 +149,9 @@ def export(run: Path, folder: Path, *, dtype: str = "float32", title: str = "", 
         "licence": licence,
         "parameters": sum(p.numel() for p in model.denoiser.parameters()),
         "dtype": dtype,
-        "bytes": sum(p.stat().st_size for p in folder.iterdir() if p.name not in (ABOUT, CARD)),
+        "bytes": sum(
+            p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name not in (ABOUT, CARD, ROWS)
+        ),
         "runs": made,
     }
     files.write_json(folder / ABOUT, about)

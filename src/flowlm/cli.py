@@ -495,6 +495,8 @@ class ExportOptions:
     """Of the card; the run's name when empty."""
     licence: str = ""
     """For the card, such as apache-2.0: it is for you to say what the data allow."""
+    text: bool = False
+    """Put the tokenised text beside the model, so that it can be evaluated where the text is not."""
 
 
 def _export(args: list[str]) -> int:
@@ -507,7 +509,15 @@ def _export(args: list[str]) -> int:
     from flowlm.card import export
 
     folder = Path(options.out)
-    export(run, folder, dtype=options.dtype, title=options.title, licence=options.licence)
+    export(
+        run,
+        folder,
+        dtype=options.dtype,
+        title=options.title,
+        licence=options.licence,
+        text=options.text,
+        say=_say,
+    )
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     _say(f"{folder}: {size / 1e6:.1f} MB; flowlm evaluate {folder} --card adds to its card how good it is")
     return 0

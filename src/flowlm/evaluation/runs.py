@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flowlm.config import RunConfig, from_dict, read_toml
-from flowlm.data.corpora import load_corpus
+from flowlm.config import read_toml
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
 from flowlm.evaluation.judge import TextJudge
@@ -28,6 +27,7 @@ from flowlm.evaluation.samples import (
 from flowlm.files import write_data
 from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Progress
+from flowlm.trained_on import corpus_of
 
 
 def write_run_samples(
@@ -115,25 +115,10 @@ def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge 
     """The judge by a run's training text; None, and why, where that text is not known or not there any more."""
     if model.data.get("corpus") == "grammar":
         return None
-    without = "no perplexity, known words and copies are measured"
-    path = run / "config.toml"
-    if not path.exists():
-        say(f"{run} does not say what text it was trained on: {without}")
-        return None
     try:
-        config = from_dict(RunConfig, read_toml(path))
-
-        def report(line: str) -> None:
-            """Progress of a preparation, where one is needed; what is said of the text was said at training."""
-            if "KiB" in line or "waiting" in line:
-                say(line)
-
-        corpus = load_corpus(config.data, model.length, model.tokenizer, report)
+        corpus = corpus_of(run, model, say)
     except (ValueError, OSError, ImportError) as error:
-        say(f"the training text cannot be read ({error}): {without}")
-        return None
-    if corpus.meta.get("sha256") != model.data.get("sha256"):
-        say(f"the training text has changed since {run} was trained: {without}")
+        say(f"{error}: no perplexity, known words and copies are measured")
         return None
     return TextJudge(corpus, say)
 

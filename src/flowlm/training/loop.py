@@ -180,6 +180,12 @@ class Trainer:
         length = prepare_config(config, None).model.length
         tokenizer = Tokenizer.load(Path(source)) if source else None
         self.corpus = corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say)
+        if config.teacher:
+            before, now = describe_data(Path(config.teacher)).get("sha256"), self.corpus.meta.get("sha256")
+            if before and now and before != now:
+                say(
+                    f"the teacher learned another text (sha256 {before[:12]}…) than its student will ({now[:12]}…)"
+                )
         asked = config.model
         self.config = config = prepare_config(config, self.corpus.tokenizer)
         if config.model.vocab_size != self.corpus.tokenizer.vocab_size or config.model.vocabulary not in (

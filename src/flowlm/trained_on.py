@@ -1,0 +1,56 @@
+"""The text a model was trained on, found again: to judge what it writes, or to hand it on."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from flowlm import files
+from flowlm.config import RunConfig, from_dict, read_toml
+from flowlm.data.corpora import Corpus, load_corpus
+from flowlm.model import FlowLM
+
+__all__ = ["ROWS", "corpus_of", "save_rows"]
+
+ROWS = "rows.npz"
+
+
+def save_rows(folder: Path, corpus: Corpus) -> None:
+    """Put the tokenised text beside an exported model, so that it can be evaluated where the text is not."""
+
+    def write(path: Path) -> None:
+        with path.open("xb") as f:
+            np.savez_compressed(f, train=np.asarray(corpus.train), held_out=np.asarray(corpus.held_out))
+
+    files.write_atomically(folder / ROWS, write)
+
+
+def corpus_of(run: Path, model: FlowLM, say: Callable[[str], None] | None = None) -> Corpus:
+    """What a model was trained on: the rows beside an exported one, or the text that its config.toml names.
+
+    Raises:
+        ValueError: it is not known, not there, or has changed since.
+    """
+    if (run / ROWS).exists():
+        try:
+            with np.load(run / ROWS) as rows:
+                return Corpus(rows["train"], rows["held_out"], model.tokenizer, model.data)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{run / ROWS} is damaged ({error}): export the model again") from None
+    if not (run / "config.toml").exists():
+        raise ValueError(f"{run} does not say what text it was trained on")
+    config = from_dict(RunConfig, read_toml(run / "config.toml"))
+
+    def report(line: str) -> None:
+        """How a preparation goes, where one is needed; what is to be said of a text was said at training."""
+        if say is not None and ("KiB" in line or "waiting" in line):
+            say(line)
+
+    corpus = load_corpus(config.data, model.length, model.tokenizer, report)
+    for key in ("sha256", "law_sha256"):
+        if corpus.meta.get(key) != model.data.get(key):
+            raise ValueError(f"the text has changed since {run} was trained")
+    return corpus
