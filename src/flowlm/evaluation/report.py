@@ -174,7 +174,9 @@ def _layout(
         return keys, ""
     shown = [key for key in ROW if any(_known(row, key) for row in rows)]
     if narrow:
-        spare = {"seconds", "distinct_2"} if "valid" in shown else {"seconds"}
+        spare = {"seconds", "distinct_2"} if {"valid", "perplexity"} & {*shown} else {"seconds"}
+        if "perplexity" in shown:
+            spare |= {"tokens_per_second", "unique"}
         shown = [key for key in shown if key not in spare]
     notes: list[str] = []
     # Sampler options change what a row means: shown wherever one is not the default.
