@@ -150,6 +150,7 @@ class _Preparation:
 
     def run(self) -> None:
         """All of it, or what is left of it."""
+        next(self.reader.documents(), None)  # a wrong field is told now, and not when all files are hashed
         what = {
             "format": FORMAT,
             "recipe": vars(self.recipe),
