@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import secrets
@@ -72,6 +73,12 @@ def write_data(path: str | os.PathLike[str], data: str | bytes | Iterable[bytes]
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """A JSON file, atomically; NaN and infinities are refused."""
     write_data(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -27,7 +27,6 @@ from flowlm.data.prepared import (
     SIDES,
     Prepared,
     Recipe,
-    file_sha256,
     open_prepared,
     reuse,
     token_dtype,
@@ -170,7 +169,7 @@ class _Preparation:
                     f"data.path = {str(self.reader.path)!r} changed while it was read: run again"
                 )
             meta = what | self._meta(scan, counts, tokenizer)
-            meta["rows_sha256"] = {side: file_sha256(self.work / f"{side}.bin") for side in SIDES}
+            meta["rows_sha256"] = {side: files.sha256(self.work / f"{side}.bin") for side in SIDES}
             files.write_json(self.work / META, meta)
         self._put_in_place()
 
@@ -232,7 +231,7 @@ class _Preparation:
     def _scan(self) -> dict[str, Any]:
         """Counts documents and passages, and chooses the held-out documents by the order of their hashes."""
         candidates = Smallest(4 * self.recipe.held_out + 64)
-        documents = passages = size = 0
+        documents = passages = 0
         with self._progress("KiB looked at") as progress, (self.work / "hashes.bin").open("wb") as hashes:
             for document in self._documents(progress):
                 digests = [digest(passage) for passage in document]
@@ -240,7 +239,6 @@ class _Preparation:
                 own = digests[0] if len(digests) == 1 else digest("\n".join(document))
                 candidates.add(int.from_bytes(own, "little"), len(document))
                 documents, passages = documents + 1, passages + len(document)
-                size += sum(map(len, document))
         if documents < 2:
             raise ValueError(self._too_few(documents))
         if len(candidates.counts) < 2:
@@ -252,7 +250,6 @@ class _Preparation:
         return {
             "documents": documents,
             "passages": passages,
-            "characters": size,
             "duplicates": passages - distinct,
             "control_characters": self.reader.control_characters,
             "held": candidates.choose(max(1, min(self.recipe.held_out, passages // 10))),

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,16 +111,10 @@ def open_prepared(folder: Path, *, check: bool = False) -> Prepared:
                 f"{file} has {size:,} bytes, not the {shape[0] * shape[1] * dtype.itemsize:,} of {shape[0]:,} rows: "
                 f"it was cut short or replaced; {again}"
             )
-        if check and file_sha256(file) != meta["rows_sha256"][side]:
+        if check and files.sha256(file) != meta["rows_sha256"][side]:
             raise ValueError(f"{file} is not what was written (its sha256 differs): {again}")
         rows.append(np.memmap(file, dtype, "r", shape=shape))
     return Prepared(rows[0], rows[1], tokenizer, meta, folder)
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def reuse(reader: TextReader, recipe: Recipe, folder: Path) -> Prepared | None:

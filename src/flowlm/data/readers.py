@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from flowlm import files
+
 __all__ = ["Fingerprint", "TextReader"]
 
 _RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -113,11 +115,10 @@ class TextReader:
         """Of the file's bytes; of several files, of their names and hashes."""
         hashes = []
         for file in self.files:
-            with self._open_file(file) as f:
-                try:
-                    hashes.append(hashlib.file_digest(f, "sha256").hexdigest())
-                except OSError as error:
-                    raise _unreadable(file, error) from error
+            try:
+                hashes.append(files.sha256(file))
+            except OSError as error:
+                raise _unreadable(file, error) from error
         if self.files == [self.path]:
             return hashes[0]
         lines = (f"{h}  {self._name(file)}\n" for h, file in zip(hashes, self.files))

@@ -67,14 +67,10 @@ def count_distinct(path: Path) -> int:
     if not path.stat().st_size:
         return 0
     hashes = np.memmap(path, np.uint64, "r")
-    blocks = range(0, len(hashes), 1 << 22)
+    blocks = [hashes[a : a + _BLOCK] for a in range(0, len(hashes), _BLOCK)]  # views: nothing is read yet
     total = 0
     for part in range(16):
-        own = [
-            block[block >> np.uint64(60) == part]
-            for a in blocks
-            if (block := hashes[a : a + (1 << 22)]) is not None
-        ]
+        own = [block[block >> np.uint64(60) == part] for block in blocks]
         total += len(np.unique(np.concatenate(own)))
     return total
 
@@ -84,7 +80,7 @@ def count_across(hashes: Path, sides: Path) -> int:
     every, side = np.memmap(hashes, np.uint64, "r"), np.memmap(sides, np.uint8, "r")
     held = np.sort(every[side == 1])
     found = np.zeros(len(held), bool)
-    for a in range(0, len(every), 1 << 22):
-        block = every[a : a + (1 << 22)][side[a : a + (1 << 22)] == 0]
-        found |= np.isin(held, block)
+    for a in range(0, len(every), _BLOCK):
+        block = slice(a, a + _BLOCK)
+        found |= np.isin(held, every[block][side[block] == 0])
     return int(found.sum())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowlm import files
 from flowlm.config import read_toml
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
@@ -24,7 +24,6 @@ from flowlm.evaluation.samples import (
     read_samples,
     write_samples,
 )
-from flowlm.files import write_data
 from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Progress
 from flowlm.trained_on import corpus_of
@@ -90,8 +89,7 @@ def _weights(path: Path | None) -> str | None:
     """File and sha256 of the weights that wrote the samples: a run goes on training, its folder says nothing."""
     if path is None or not path.exists():
         return None
-    with path.open("rb") as f:
-        return f"{path.name} {hashlib.file_digest(f, 'sha256').hexdigest()}"
+    return f"{path.name} {files.sha256(path)}"
 
 
 def score_file(
@@ -224,4 +222,4 @@ def write_report(
     for k, texts in samples.items():
         text.append(f"## {k} network call{'s' if k > 1 else ''}")
         text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(texts, 1)))
-    write_data(folder / "README.md", "\n\n".join(text) + "\n")
+    files.write_data(folder / "README.md", "\n\n".join(text) + "\n")
