@@ -17,7 +17,7 @@ from flowlm.path import (
     DenseNoise,
     LowRankNoise,
     coupled_noise_law,
-    evidence_features,
+    evidence_gains,
     evidence_weights,
     noise_law,
 )
@@ -380,13 +380,20 @@ def test_noise_stays_float32_under_autocast(vocab: int) -> None:
         assert torch.equal(a, b)
 
 
+def evidence(y: Tensor, t: Tensor | float, embedding: Tensor) -> Tensor:
+    """log p(y | k) (B, L, V), as `evidence_weights` says it is put together."""
+    weight, offset = evidence_weights(embedding)
+    gain, offset_gain = evidence_gains(t, y)
+    return gain * (y @ weight.T) + offset_gain * offset
+
+
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.7])
 def test_evidence_is_the_likelihood_of_the_state(t: float) -> None:
-    """features·row_k = log N(y; t e_k, (1-t)² G) up to a constant in k."""
+    """The evidence for k is log N(y; t e_k, (1-t)² G) up to a constant in k."""
     torch.manual_seed(0)
     vocab, width = 23, 6
     embedding, y = torch.randn(vocab, width), torch.randn(2, 3, width)
-    got = evidence_features(y, t) @ evidence_weights(embedding).T
+    got = evidence(y, t, embedding)
     e = embedding.double()
     law = torch.distributions.MultivariateNormal(t * e, (1 - t) ** 2 * (e.T @ e))
     want = law.log_prob(y.double()[..., None, :])
@@ -399,7 +406,7 @@ def test_evidence_of_a_state_kept_whole() -> None:
     torch.manual_seed(0)
     vocab, width, t = 5, 8, 0.6
     embedding, x = torch.randn(vocab, width), torch.randn(2, 3, vocab)
-    got = evidence_features(x @ embedding, t) @ evidence_weights(embedding).T
+    got = evidence(x @ embedding, t, embedding)
     want = t / (1 - t) ** 2 * x
     torch.testing.assert_close(got.log_softmax(-1), want.log_softmax(-1), atol=1e-3, rtol=1e-3)
 
@@ -407,6 +414,6 @@ def test_evidence_of_a_state_kept_whole() -> None:
 def test_evidence_stays_finite_at_the_data() -> None:
     embedding = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
     tokens = torch.arange(9)[None]
-    got = evidence_features(embedding[tokens], torch.tensor([1.0])) @ evidence_weights(embedding).T
+    got = evidence(embedding[tokens], torch.tensor([1.0]), embedding)
     assert torch.isfinite(got).all()
     assert torch.equal(got.argmax(-1), tokens)

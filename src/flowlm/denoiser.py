@@ -115,7 +115,7 @@ class Denoiser(nn.Module):
                 self.embedding, config.length, config.backbone.conditioning, config.prior_rank
             )
         self._holds = False
-        self._evidence: Tensor | None = None
+        self._evidence: tuple[Tensor, Tensor] | None = None
         self.clock = make_clock(config.clock, config.vocab_size)
 
     def noise_law(self) -> DenseNoise | LowRankNoise:
@@ -207,7 +207,7 @@ class Denoiser(nn.Module):
             if not held:
                 self._evidence = None
 
-    def _evidence_weights(self) -> Tensor:
+    def _evidence_weights(self) -> tuple[Tensor, Tensor]:
         if self._evidence is not None:
             return self._evidence
         weights = evidence_weights(self.embedding)

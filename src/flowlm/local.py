@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowlm.path import evidence_features
-from flowlm.posterior import Posterior
+from flowlm import posterior
+from flowlm.path import evidence_gains
+from flowlm.posterior import in_chunks, mean_state
 
 
 class LocalPosterior(nn.Module):
@@ -38,7 +39,7 @@ class LocalPosterior(nn.Module):
         nn.init.zeros_(self.gain.bias)
         self.rank = rank
 
-    def forward(self, y: Tensor, s: Tensor, cond: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, y: Tensor, s: Tensor, cond: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         """(B, L, d), a statistic of the state: no gradient passes to y or E.
 
         The gain on y is the likelihood's and a learned function of the times, zero at the start: at s = 0 the
@@ -52,19 +53,43 @@ class LocalPosterior(nn.Module):
         """
         device = y.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y.dtype
-        rows = weights.to(dtype)
-        tokens = self.prior_tokens.to(dtype) if self.rank else None
-
-        def head(features: Tensor) -> Tensor:
-            evidence, position = features.tensor_split([rows.shape[1]], -1)
-            logits = F.linear(evidence, rows, self.bias.to(dtype))
-            return (logits if tokens is None else logits.addmm_(position, tokens.T)).float()
-
         with torch.autocast(device, enabled=False):
             # Tangents (forward mode) pass, gradients do not.
-            seen = y.detach() if torch.is_grad_enabled() else y
-            features = evidence_features(seen, s, self.gain(cond)).to(dtype)
-            if self.rank:
-                positions = self.prior_positions[: y.shape[1]].to(dtype)
-                features = torch.cat([features, positions.expand(len(y), -1, -1)], -1)
-        return Posterior(features, head, self.embedding).embed(dtype=dtype)
+            seen = (y.detach() if torch.is_grad_enabled() else y).to(dtype)
+            weight, offset = weights[0].to(dtype), weights[1]
+            gain, offset_gain = evidence_gains(s, y)
+            gain = (gain + self.gain(cond)).expand(*y.shape[:2], 1)
+            offset_gain = offset_gain.expand(*y.shape[:2], 1)
+
+            def mean(rows: slice, positions: slice) -> Tensor:
+                # The two products with V columns come first, and each once: of states, which takes no gradient, and of
+                # positions, the same for all rows. What learns is then elementwise, and its backward pass too.
+                states = seen[rows, positions]
+                # One product of two matrices: one of three dimensions may copy the weight for each row.
+                evidence = F.linear(states.flatten(0, 1), weight).float().view(*states.shape[:2], -1)
+                prior = self._prior(positions, dtype)
+                logits = torch.addcmul(prior, gain[rows, positions], evidence)
+                logits = logits.addcmul_(offset_gain[rows, positions], offset)
+                return mean_state(logits.flatten(0, 1), self.embedding, dtype).view(states.shape)
+
+            chunks = self._chunks(*y.shape[:2])
+            parts = in_chunks(mean, [(rows, positions) for rows in chunks[0] for positions in chunks[1]])
+        width = len(chunks[1])
+        return torch.cat([torch.cat(parts[i : i + width], 1) for i in range(0, len(parts), width)])
+
+    def _prior(self, positions: slice, dtype: torch.dtype) -> Tensor:
+        """Log-priors of some positions, (n, V), or (1, V) where all have one."""
+        if not self.rank:
+            return self.bias[None]
+        tokens = self.prior_tokens.to(dtype)
+        return F.linear(self.prior_positions[positions].to(dtype), tokens, self.bias.to(dtype)).float()
+
+    def _chunks(self, batch: int, length: int) -> tuple[list[slice], list[slice]]:
+        """Slices of rows and of positions: all rows, for their prior is one, unless they alone exceed a chunk."""
+        most = max(1, posterior.CHUNK_ELEMENTS // len(self.embedding))
+        rows = min(batch, most)
+        positions = most // rows
+        return (
+            [slice(i, min(i + rows, batch)) for i in range(0, batch, rows)],
+            [slice(i, min(i + positions, length)) for i in range(0, length, positions)],
+        )

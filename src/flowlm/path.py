@@ -109,16 +109,16 @@ class CoupledLowRankNoise:
         return _product(a, self.first_factor), second
 
 
-#: Closest approach to the data of `evidence_features`: by 1-t = .02 a token's own state has settled what it is.
+#: Closest approach to the data of `evidence_gains`: by 1-t = .02 a token's own state has settled what it is.
 EVIDENCE_CUT = 0.02
 
 
-def evidence_weights(embedding: Tensor) -> Tensor:
-    """Rows [w_k, -½ w_k·e_k] (V, d+1), w_k = G⁺e_k with G = EᵀE, for the log-likelihood of a token.
+def evidence_weights(embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """w_k = G⁺e_k (V, d) and -½ w_k·e_k (V,), with G = EᵀE, for the log-likelihood of a token.
 
     The state of one position is y_t ~ N(t e_k, (1-t)² G) if its token is k, so
 
-        log p(y_t | k) = t/(1-t)² w_k·y_t - ½ t²/(1-t)² w_k·e_k + const = features(y_t, t)·row_k + const
+        log p(y_t | k) = t/(1-t)² w_k·y_t - ½ t²/(1-t)² w_k·e_k + const
 
     With V ≤ d independent rows, w_k·y is coordinate k of the state x itself.
     """
@@ -130,20 +130,14 @@ def evidence_weights(embedding: Tensor) -> Tensor:
         else:
             inverse_factor = _inverse_factor(e.T)
             w = inverse_factor.T @ (inverse_factor @ e)
-        return torch.cat([w, -0.5 * (w * e).sum(-1, keepdim=True)], -1)
+        return w, -0.5 * (w * e).sum(-1)
 
 
-def evidence_features(y: Tensor, t: Tensor | float, more: Tensor | float = 0.0) -> Tensor:
-    """[(t/(1-t)² + more) y, t²/(1-t)²] (B, L, d+1), what `evidence_weights` multiplies.
-
-    Args:
-        y: state at t, (B, L, d).
-        t: flow times.
-        more: gain beyond the likelihood's, (B, 1|L, 1).
-    """
+def evidence_gains(t: Tensor | float, y: Tensor) -> tuple[Tensor, Tensor]:
+    """t/(1-t)² and t²/(1-t)², what `evidence_weights` are multiplied by, shaped to multiply a state y (B, L, d)."""
     t = times_like(t, y).to(y.dtype).clamp(max=1 - EVIDENCE_CUT)
     gain = t / (1 - t).square()
-    return torch.cat([(gain + more) * y, (gain * t).expand(*y.shape[:-1], 1)], -1)
+    return gain, gain * t
 
 
 def _product(xi: Tensor, matrix: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
 """The posterior over tokens that a denoiser returns: hidden states and a head, never a tensor of logits.
 
 Every method works through the vocabulary in chunks over tokens, so that nothing of size B×L×V outlives a
-chunk unless `log_probs` asks for it. Under autograd, chunks beyond the first budget are recomputed in the
-backward pass instead of kept.
+chunk unless `log_probs` asks for it. Under autograd the first chunk is kept for the backward pass, and the others
+are recomputed there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -19,6 +19,22 @@ from flowlm.device import wide
 
 #: Logits held at once, in elements: 64 MiB of float32.
 CHUNK_ELEMENTS = 2**24
+
+
+def in_chunks(fn: Callable[..., Tensor], chunks: Iterable[tuple[slice, ...]]) -> list[Tensor]:
+    """fn(*chunk) of each chunk, of which autograd keeps the first one's tensors and has the others' made again."""
+    parts: list[Tensor] = []
+    for chunk in chunks:
+        again = parts and torch.is_grad_enabled()
+        parts.append(checkpoint(fn, *chunk, use_reentrant=False) if again else fn(*chunk))
+    return parts
+
+
+def mean_state(logits: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
+    """softmax(logits)·E (..., d), the mean of E[token], the product in dtype."""
+    probs = logits.softmax(-1)
+    with torch.autocast(logits.device.type, enabled=False):
+        return probs.to(dtype) @ embedding.to(dtype)
 
 
 class Target(Protocol):
@@ -85,14 +101,9 @@ class Posterior:
             return self.head(hidden)
 
     def _chunked(self, fn: Callable[[Tensor, slice], Tensor]) -> Tensor:
-        """Apply fn(hidden rows, rows) over chunks; recompute in backward when there is more than one."""
+        """Apply fn(hidden rows, rows) over chunks."""
         hidden = self.hidden.reshape(-1, self.hidden.shape[-1])
-        slices = list(self._slices())
-        recompute = len(slices) > 1 and torch.is_grad_enabled()
-        parts = [
-            checkpoint(fn, hidden[rows], rows, use_reentrant=False) if recompute else fn(hidden[rows], rows)
-            for rows in slices
-        ]
+        parts = in_chunks(lambda rows: fn(hidden[rows], rows), ((rows,) for rows in self._slices()))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(*self.shape, *out.shape[1:])
 
@@ -109,9 +120,7 @@ class Posterior:
         """The posterior mean of the state, softmax(logits / temperature)·E (B, L, d), computed in dtype."""
 
         def chunk(h: Tensor, _: slice) -> Tensor:
-            probs = (self._logits(h) / temperature).softmax(-1)
-            with torch.autocast(h.device.type, enabled=False):
-                return probs.to(dtype) @ self.embedding.to(dtype)
+            return mean_state(self._logits(h) / temperature, self.embedding, dtype)
 
         return self._chunked(chunk)
 
