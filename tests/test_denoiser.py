@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -256,16 +258,89 @@ def test_the_local_posterior_follows_the_embedding() -> None:
 
 def test_what_follows_from_a_frozen_embedding_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     net, y = make(False), state()
-    made: list[int] = []
-    monkeypatch.setattr("flowlm.denoiser.evidence_weights", lambda e: made.append(1) or evidence_weights(e))
+    made = count_evidence(monkeypatch)
     want = net(y, 0.5).log_probs()
     with net.frozen_embedding():
         with net.frozen_embedding():
             torch.testing.assert_close(net(y, 0.5).log_probs(), want, atol=0, rtol=0)
+        with torch.no_grad():
+            net(y, 0.5)
         torch.testing.assert_close(net(y, 0.5).log_probs(), want, atol=0, rtol=0)
     assert len(made) == 2
     net(y, 0.5)
     assert len(made) == 3
+
+
+def count_evidence(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one whenever the evidence's weights are made."""
+    made: list[int] = []
+    monkeypatch.setattr("flowlm.denoiser.evidence_weights", lambda e: made.append(1) or evidence_weights(e))
+    return made
+
+
+def test_without_gradients_it_is_kept_between_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, y = make(False), state()
+    made = count_evidence(monkeypatch)
+    with torch.no_grad():
+        want = net(y, 0.5).log_probs()
+        torch.testing.assert_close(net(y, 0.5).log_probs(), want, atol=0, rtol=0)
+        assert net.noise_law() is net.noise_law()
+    assert len(made) == 1
+    # A law that no gradient passes is not handed to a step that needs one.
+    assert net.noise_law() is not net.noise_law()
+
+
+def fused_step(net: Denoiser) -> None:
+    optimizer = torch.optim.AdamW([net.embedding], lr=0.5, fused=True)
+    net(state(), 0.5).log_probs().square().sum().backward()
+    net.embedding.grad = torch.ones_like(net.embedding)
+    optimizer.step()
+
+
+def other_weights() -> dict[str, Tensor]:
+    return make(False).state_dict() | {"embedding": torch.randn(V, D)}
+
+
+CHANGES: dict[str, Callable[[Denoiser], object]] = {
+    "a fused optimizer": fused_step,
+    "copy_": lambda net: net.embedding.copy_(torch.randn_like(net.embedding)),
+    "an average": lambda net: torch._foreach_lerp_([net.embedding], [torch.randn(V, D)], 0.5),
+    "loaded weights": lambda net: net.load_state_dict(other_weights()),
+    "loaded weights, assigned": lambda net: net.load_state_dict(other_weights(), assign=True),
+    "other data": lambda net: setattr(net.embedding, "data", torch.randn(V, D)),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_was_kept_goes_with_the_embedding(name: str) -> None:
+    net, fresh, y = make(False), make(False), state()
+    with torch.no_grad():
+        before = net(y, 0.5).log_probs()
+    with torch.set_grad_enabled(name == "a fused optimizer"):
+        CHANGES[name](net)
+    fresh.load_state_dict(net.state_dict())
+    with torch.no_grad():
+        after = net(y, 0.5).log_probs()
+        torch.testing.assert_close(after, fresh(y, 0.5).log_probs(), atol=0, rtol=0)
+    assert not torch.equal(before, after)
+
+
+def test_a_copy_keeps_nothing_of_the_first() -> None:
+    net, y = make(False), state()
+    with torch.no_grad():
+        want = net(y, 0.5).log_probs()
+        other = copy.deepcopy(net)
+        net.embedding.mul_(2)
+        torch.testing.assert_close(other(y, 0.5).log_probs(), want, atol=0, rtol=0)
+
+
+def test_under_inference_mode() -> None:
+    """Tensors made there have no version: nothing is kept, nothing breaks."""
+    with torch.inference_mode():
+        net, y = make(False), state()
+        before = net(y, 0.5).log_probs()
+        net.embedding.mul_(2)
+        assert not torch.equal(net(y, 0.5).log_probs(), before)
 
 
 def test_an_embedding_needs_a_scale() -> None:

@@ -9,8 +9,9 @@ Times are flow times, scalar, (B,) or (B, L); the network reads their clock time
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ from flowlm.path import (
     times_like,
 )
 from flowlm.posterior import Head, Posterior
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +118,14 @@ class Denoiser(nn.Module):
                 self.embedding, config.length, config.backbone.conditioning, config.prior_rank
             )
         self._holds = False
-        self._evidence: tuple[Tensor, Tensor] | None = None
+        self._kept: dict[Callable[[Tensor], Any], Any] = {}
+        self._kept_of: tuple[int, int] | None = None
         self.clock = make_clock(config.clock, config.vocab_size)
 
     def noise_law(self) -> DenseNoise | LowRankNoise:
         """The law of the noise state y_0 = zE under the present embedding."""
-        return noise_law(self.embedding)
+        # With gradients, its own way to E.
+        return noise_law(self.embedding) if torch.is_grad_enabled() else self._of_embedding(noise_law)
 
     def forward(self, y: Tensor, s: Tensor | float, t: Tensor | float | None = None) -> Posterior:
         """The posterior δ_{s,t}(y), or D_s(y) when t is None.
@@ -159,7 +164,7 @@ class Denoiser(nn.Module):
             h = h * (variance * power).rsqrt().to(h.dtype)
         cond = F.silu(cond)
         if self.config.local_posterior:
-            h = h + self.local(y, _batched(s, y), cond, self._evidence_weights())
+            h = h + self.local(y, _batched(s, y), cond, self._of_embedding(evidence_weights))
         if torch.is_autocast_enabled(y.device.type):
             # The residual stream follows the compute dtype: otherwise every block casts back and forth.
             dtype = torch.get_autocast_dtype(y.device.type)
@@ -197,22 +202,33 @@ class Denoiser(nn.Module):
     def frozen_embedding(self) -> Iterator[None]:
         """Within it the embedding must not change: what follows from it alone is made once, not at each call.
 
-        Said by the caller, since nothing tells of a change: fused optimizers leave no mark on a tensor.
+        For steps with gradients. Without them it is kept between calls anyway.
         """
         held, self._holds = self._holds, True
+        self._kept = {} if not held else self._kept
         try:
             yield
         finally:
             self._holds = held
             if not held:
-                self._evidence = None
+                self._kept = {}
 
-    def _evidence_weights(self) -> tuple[Tensor, Tensor]:
-        if self._evidence is not None:
-            return self._evidence
-        weights = evidence_weights(self.embedding)
-        self._evidence = weights if self._holds else None
-        return weights
+    def _of_embedding(self, make: Callable[[Tensor], T]) -> T:
+        """make(E), kept for as long as E stays as it is.
+
+        Fused optimizers change a tensor and leave no mark on it. But they step where gradients are on, and what was
+        kept is dropped there.
+        """
+        e = self.embedding
+        if not self._holds:
+            mark = None if torch.is_grad_enabled() or e.is_inference() else (e.data_ptr(), e._version)
+            if mark is None or mark != self._kept_of:
+                self._kept, self._kept_of = {}, mark
+            if mark is None:
+                return make(e)
+        if make not in self._kept:
+            self._kept[make] = make(e)
+        return cast("T", self._kept[make])
 
 
 def _batched(t: Tensor | float, y: Tensor) -> Tensor:

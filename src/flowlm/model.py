@@ -162,7 +162,7 @@ class FlowLM:
         )
         size = min(size, batch or size)
         for start in range(0, num, size):
-            with precision(device, compute), self.denoiser.frozen_embedding():
+            with precision(device, compute):
                 part: Sample = sample(
                     self.denoiser,
                     min(size, num - start),
