@@ -16,7 +16,7 @@ import tomli_w
 from torch import Tensor
 
 from flowlm.cli import main
-from flowlm.config import RunConfig, from_dict, merge
+from flowlm.config import RunConfig, from_dict, merge, nested
 from flowlm.training.loop import Trainer
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="flowlm-tests-")  # removed when the tests end
@@ -47,18 +47,6 @@ TINY: dict[str, Any] = {
 
 def silent(message: str) -> None:
     """Where messages go that no test reads."""
-
-
-def nested(dotted: dict[str, Any]) -> dict[str, Any]:
-    """{"train.steps": 4} as {"train": {"steps": 4}}."""
-    out: dict[str, Any] = {}
-    for name, value in dotted.items():
-        *sections, last = name.split(".")
-        branch = {last: value}
-        for section in reversed(sections):
-            branch = {section: branch}
-        out = merge(out, branch)
-    return out
 
 
 @functools.cache

@@ -31,6 +31,7 @@ from helpers import (
     flm,
     fmlm,
     grammar_flm,
+    map_settings,
     metrics,
     recipe,
     said,
@@ -208,20 +209,43 @@ def test_ctrl_c_before_the_loop(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_resume_takes_nothing_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for more in (("--train.steps", "50"), ("--force",), ("--out", "x")):
+def test_a_resume_takes_nothing_else_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in (("--train.steps", "50"), ("--force",), ("--out", "x"), ("--device", "cpu")):
         assert command("train", "--resume", flm(), *more) == 1
-        assert "--resume continues a run as it was, with nothing beside it but --train.micro-batch" in said(
+        assert "--resume continues a run as it was: beside it may stand --train.micro-batch, and" in said(
             capsys
         )
     assert command("train", recipe(tmp_path / "r.toml"), "--resume", flm()) == 1
+    assert f"--resume continues {flm()} by its own recipe: leave" in said(capsys)
+
+
+def unfinished(source: Path, run: Path) -> Path:
+    """A copy of a run without its last checkpoint."""
+    shutil.copytree(source, run)
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    return run
+
+
+def test_a_resume_is_told_where_things_are_now(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text, teacher = shutil.copy(corpus(), tmp_path / "text.txt"), shutil.copytree(flm(), tmp_path / "flm")
+    run = trained(tmp_path / "run", map_settings(teacher, {"data.path": str(text)}))
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    Path(text).rename(tmp_path / "moved.txt")
+    assert command("train", "--resume", run) == 1
+    assert f"needs {text}, which is not there" in said(capsys)
+    (tmp_path / "other.txt").write_text("\n".join(LINES[:-1]))
+    assert command("train", "--resume", run, "--data.path", tmp_path / "other.txt") == 1
+    assert "has changed (sha256 was" in said(capsys)
+    assert str(text) in (run / "config.toml").read_text()
+    teacher.rename(tmp_path / "flm2")
+    moved = ("--data.path", tmp_path / "moved.txt", "--teacher", tmp_path / "flm2")
+    assert command("distill", "--resume", run, *moved) == 0
+    assert str(tmp_path / "moved.txt") in (run / "config.toml").read_text()
 
 
 def test_a_resume_may_take_smaller_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What an error about memory advises, and it stays so."""
-    run = tmp_path / "run"
-    shutil.copytree(flm(), run)
-    shutil.rmtree(run / "checkpoints" / f"step-{30:08d}")
+    run = unfinished(flm(), tmp_path / "run")
     assert command("train", "--resume", run, "--train.micro-batch", "3") == 0
     assert "micro_batch = 3" in (run / "config.toml").read_text()
     start = tensors(run / "checkpoints" / f"step-{28:08d}" / "model.safetensors")

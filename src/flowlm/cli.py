@@ -268,21 +268,23 @@ def _distill(args: list[str]) -> int:
 def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     import tyro
 
-    from flowlm.config import RunConfig, default_run_folder, from_dict, to_dict
+    from flowlm.config import RunConfig, default_run_folder, dotted, from_dict, to_dict
     from flowlm.runs import recipe_values
-    from flowlm.training.loop import Trainer, open_run
+    from flowlm.training.loop import MAY_CHANGE, Trainer, open_run, read_run_config
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
-    values = recipe_values(
-        recipe,
-        objective,
-        _peek(args, "--teacher"),
-        has_data=any(arg.startswith("--data.") for arg in args),
-    )
-    try:
-        config = from_dict(RunConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{recipe}: {error}" if recipe else str(error)) from None
+    resumed = _peek(args, "--resume")
+    if resumed:
+        if recipe:
+            raise ValueError(f"--resume continues {resumed} by its own recipe: leave {recipe} out")
+        config = read_run_config(resumed)
+    else:
+        has_data = any(arg.startswith("--data.") for arg in args)
+        values = recipe_values(recipe, objective, _peek(args, "--teacher"), has_data=has_data)
+        try:
+            config = from_dict(RunConfig, values)
+        except ValueError as error:
+            raise ValueError(f"{recipe}: {error}" if recipe else str(error)) from None
 
     kind = dataclasses.make_dataclass(
         "Options",
@@ -296,22 +298,16 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     }[command]
     options = _options(kind, kind(), args, f"flowlm {command} [RECIPE.toml]", what)
     if options.resume:
-        micro_batch = options.config.train.micro_batch
-        alone = kind(
-            config=dataclasses.replace(
-                config, train=dataclasses.replace(config.train, micro_batch=micro_batch)
-            ),
-            resume=options.resume,
-        )
-        if recipe or options != alone:
+        before, now = dotted(to_dict(config)), dotted(to_dict(options.config))
+        changes = {name: value for name, value in now.items() if value != before[name]}
+        alone = dataclasses.replace(options, config=config)
+        if alone != kind(config=config, resume=resumed) or not set(changes) <= set(MAY_CHANGE):
             raise ValueError(
-                "--resume continues a run as it was, with nothing beside it but --train.micro-batch; to go on with "
-                "other settings start a new run from its weights: "
-                f"flowlm {command} RECIPE.toml --init {options.resume}"
+                "--resume continues a run as it was: beside it may stand --train.micro-batch, and --data.path or "
+                "--teacher where these have moved; to go on with other settings start a new run from its weights: "
+                f"flowlm {command} RECIPE.toml --init {resumed}"
             )
-        # 0, the whole batch at once, is as good an answer as any: what counts is that it was typed.
-        typed = _peek(args, "--train.micro-batch") or _peek(args, "--train.micro_batch")
-        trainer = open_run(options.resume, micro_batch=micro_batch if typed else None, say=_say)
+        trainer = open_run(resumed, changes=changes, say=_say)
     else:
         if not recipe:
             raise ValueError(f"give a recipe, such as flowlm {command} recipes/grammar.toml, or --resume RUN")

@@ -266,6 +266,26 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def nested(dotted: typing.Mapping[str, Any]) -> dict[str, Any]:
+    """{"train.steps": 4} as {"train": {"steps": 4}}."""
+    out: dict[str, Any] = {}
+    for name, value in dotted.items():
+        *sections, last = name.split(".")
+        branch: dict[str, Any] = {last: value}
+        for section in reversed(sections):
+            branch = {section: branch}
+        out = merge(out, branch)
+    return out
+
+
+def dotted(values: typing.Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """{"train": {"steps": 4}} as {"train.steps": 4}."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= dotted(value, f"{where}{name}.") if isinstance(value, dict) else {where + name: value}
+    return out
+
+
 def dump_toml(config: RunConfig) -> str:
     """The resolved config as TOML."""
     import tomli_w

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowlm.config import RunConfig, from_dict, merge, read_toml, recipe_path
+from flowlm.config import RunConfig, from_dict, merge, nested, read_toml, recipe_path
 from flowlm.model import FlowLM
 
 __all__ = ["distill", "recipe_values", "train"]
@@ -54,11 +54,9 @@ def distill(
     Raises:
         ValueError, KeyboardInterrupt: as in `train`.
     """
-    dotted = options or {}
-    values = recipe_values(
-        recipe, "flow-map", str(teacher), has_data=any(k.startswith("data.") for k in dotted)
-    )
-    return _run(values | {"teacher": str(teacher)}, out, dotted, force, say)
+    has_data = any(name.startswith("data.") for name in options or {})
+    values = recipe_values(recipe, "flow-map", str(teacher), has_data=has_data)
+    return _run(values | {"teacher": str(teacher)}, out, options, force, say)
 
 
 def _run(
@@ -70,13 +68,7 @@ def _run(
 ) -> FlowLM:
     from flowlm.training.loop import Trainer
 
-    for name, value in (options or {}).items():
-        *sections, last = name.split(".")
-        branch: dict[str, Any] = {last: value}
-        for section in reversed(sections):
-            branch = {section: branch}
-        values = merge(values, branch)
-    trainer = Trainer(from_dict(RunConfig, values), out, say=say)
+    trainer = Trainer(from_dict(RunConfig, merge(values, nested(options or {}))), out, say=say)
     trainer.start(force=force)
     if not trainer.train().finished:
         raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import numpy as np
 
 from flowlm import files
 from flowlm.config import RunConfig, from_dict, read_toml
-from flowlm.data.corpora import Corpus, load_corpus
+from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.model import FlowLM
 
 __all__ = ["ROWS", "corpus_of", "save_rows"]
@@ -49,8 +49,10 @@ def corpus_of(run: Path, model: FlowLM, say: Callable[[str], None] | None = None
         if say is not None and ("KiB" in line or "waiting" in line):
             say(line)
 
-    corpus = load_corpus(config.data, model.length, model.tokenizer, report)
+    corpus = load_corpus(config.data, model.length, model.tokenizer, report, like=model.data)
     for key in ("sha256", "law_sha256"):
         if corpus.meta.get(key) != model.data.get(key):
-            raise ValueError(f"the text has changed since {run} was trained")
+            raise ValueError(
+                f"the text has changed since {run} was trained{upgraded(model.data, corpus.meta)}"
+            )
     return corpus

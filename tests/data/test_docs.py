@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sysconfig
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from flowlm.data import docs
 from flowlm.data.corpora import DataConfig, load_corpus
+from flowlm.model import describe_data
+from flowlm.training.loop import open_run
+from helpers import begin, map_settings, settings, silent, trained
 
 DOCSTRING = """Return the first item of the list.
 
@@ -145,7 +149,8 @@ def _fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _fake(tmp_path, monkeypatch)
     said: list[str] = []
-    path = docs.build(tmp_path / "cache", said.append)
+    path, versions = docs.build(tmp_path / "cache", said.append)
+    assert versions == docs.versions()
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["source"] for r in records] == sorted(r["source"] for r in records)
     assert len(records) == 12
@@ -153,10 +158,33 @@ def test_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(sentences) == len(set(sentences)) == 12 * 3 + 1
     assert any("37 sentences of 12 files" in line for line in said)
     written = path.stat().st_mtime_ns
-    assert docs.build(tmp_path / "cache", said.append) == path
+    assert docs.build(tmp_path / "cache", said.append) == (path, versions)
     assert path.stat().st_mtime_ns == written
     monkeypatch.setattr(docs, "VERSION", docs.VERSION + 1)
-    assert docs.build(tmp_path / "cache", said.append) != path
+    assert docs.build(tmp_path / "cache", said.append)[0] != path
+
+
+def test_a_run_goes_on_with_the_text_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake(tmp_path, monkeypatch)
+    over = {"data.corpus": "docs", "data.path": "", "data.held_out": 4, "model.length": 16, "train.steps": 2}
+    run = trained(tmp_path / "run", settings({**over, "train.save_every": 1}))
+    old = docs.versions()
+    monkeypatch.setattr(docs, "versions", lambda: old | {"numpy": "99"})
+    fewer = docs.sources()[:8]
+    monkeypatch.setattr(docs, "sources", lambda: fewer)
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    # A student learns the text of its teacher, and a run that goes on its own.
+    student = begin(tmp_path / "student", map_settings(run, over))
+    assert student.corpus.meta["sha256"] == describe_data(run)["sha256"]
+    assert student.corpus.meta["versions"] == old
+    assert open_run(run, say=silent).train().finished
+    new = begin(tmp_path / "new", settings(over))
+    assert new.corpus.meta["versions"]["numpy"] == "99"
+    # Where that text is gone, what was upgraded is said.
+    for made in (tmp_path / "cache").glob("docs-*"):
+        shutil.rmtree(made) if made.is_dir() else made.unlink()
+    with pytest.raises(ValueError, match=r"has changed \(sha256 was .*numpy [^;]*, is 99"):
+        open_run(run, say=silent)
 
 
 def test_split_by_source_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -599,11 +599,18 @@ def test_out_of_memory_while_evaluating_is_mended_by_a_resume(
     with pytest.raises(TrainingError, match=r"out of memory at step 3, evaluating, .*--train\.micro-batch 4"):
         trainer.train()
     monkeypatch.undo()
-    resumed = open_run(tmp_path / "run", micro_batch=4, say=silent)
+    resumed = open_run(tmp_path / "run", changes={"train.micro_batch": 4}, say=silent)
     assert resumed.step == 2
     assert resumed.config.train.micro_batch == 4
     assert resumed.train().finished
     assert [line["step"] for line in metrics(tmp_path / "run") if "held_out" in line] == [3, 6, 8]
+
+
+def test_a_resume_changes_nothing_else() -> None:
+    with pytest.raises(
+        ValueError, match=r"train\.steps cannot change in a run that goes on, only train\.micro_batch"
+    ):
+        open_run(flm(), changes={"train.steps": 50, "train.micro_batch": 2}, say=silent)
 
 
 def test_a_resume_refuses_the_tokenizer_of_another_run(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -139,21 +139,39 @@ class Corpus:
 
 
 def load_corpus(
-    config: DataConfig, length: int, tokenizer: Tokenizer | None = None, report: Report | None = None
+    config: DataConfig,
+    length: int,
+    tokenizer: Tokenizer | None = None,
+    report: Report | None = None,
+    like: Mapping[str, Any] | None = None,
 ) -> Corpus:
     """The corpus of `config` in rows of `length` tokens; what is worth knowing goes to `report` by lines.
 
     A text is prepared once, in the cache, and mapped from there as long as nothing changes.
 
     A given `tokenizer` is used instead of training one. A new one is trained on the whole text, so that a
-    held-out passage has no unknown words. ValueError: whatever is wrong with the files, the length, the words.
+    held-out passage has no unknown words. `like` is data.json of the run that learned the corpus, if one did: `docs`
+    is then that of the same versions, if it was made here.
+
+    ValueError: whatever is wrong with the files, the length, the words.
     """
     say: Report = report or (lambda line: None)
     _check_length(length)
     if config.corpus == "grammar":
         return _grammar(config, length, tokenizer, say)
-    found = _text(config, length, tokenizer, None, say)
-    return Corpus(found.train, found.held_out, found.tokenizer, _described(config, found, say))
+    found, versions = _text(config, length, tokenizer, None, say, (like or {}).get("versions"))
+    return Corpus(found.train, found.held_out, found.tokenizer, _described(config, found, versions, say))
+
+
+def upgraded(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """ " (docs was made of …, now …)" where the packages behind two descriptions of `docs` differ; else empty."""
+    was, there = before.get("versions") or {}, now.get("versions") or {}
+    other = [
+        f"{name} {version}, is {there.get(name)}"
+        for name, version in was.items()
+        if there.get(name) != version
+    ]
+    return f" (its packages: was {'; was '.join(other)})" if other else ""
 
 
 def prepare_corpus(config: DataConfig, length: int, folder: Path | None, report: Report) -> Path:
@@ -164,8 +182,8 @@ def prepare_corpus(config: DataConfig, length: int, folder: Path | None, report:
     _check_length(length)
     if config.corpus == "grammar":
         raise ValueError("data.corpus = 'grammar' is drawn anew in seconds: there is nothing to prepare")
-    found = _text(config, length, None, folder, report)
-    _described(config, found, report)
+    found, versions = _text(config, length, None, folder, report)
+    _described(config, found, versions, report)
     return found.folder
 
 
@@ -257,9 +275,14 @@ def _rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> NDArray[An
 
 
 def _text(
-    config: DataConfig, length: int, tokenizer: Tokenizer | None, folder: Path | None, say: Report
-) -> Prepared:
-    """The prepared text: as it was given, from the cache, or made now."""
+    config: DataConfig,
+    length: int,
+    tokenizer: Tokenizer | None,
+    folder: Path | None,
+    say: Report,
+    like: Mapping[str, str] | None = None,
+) -> tuple[Prepared, dict[str, str]]:
+    """The prepared text: as it was given, from the cache, or made now; and the versions that `docs` is made of."""
     named = config.tokenizer
     if named not in _TRAINED:
         # The file may move or change: what it says counts. A run that goes on has its own copy.
@@ -276,9 +299,12 @@ def _text(
         held_out=config.held_out,
         length=length,
     )
-    path = docs.build(cache_folder(), say) if config.corpus == "docs" else Path(config.path)
+    path = Path(config.path)
+    versions: dict[str, str] = {}
+    if config.corpus == "docs":
+        path, versions = docs.build(cache_folder(), say, like)
     if config.path and is_prepared(path):
-        return _given(path, recipe, tokenizer)
+        return _given(path, recipe, tokenizer), versions
     reader = TextReader(
         config.path if config.corpus == "text" else path, config.unit, config.field, config.encoding
     )
@@ -302,7 +328,7 @@ def _text(
 
     own = "" if tokenizer is None else tokenizer.sha256
     if folder is not None:
-        return prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False)
+        return prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False), versions
 
     def place(with_tokenizer: str) -> Path:
         name = json.dumps([str(path.resolve()), vars(recipe), with_tokenizer])
@@ -311,8 +337,8 @@ def _text(
     # A run that goes on, and a student, bring the tokenizer that the same recipe made: it is looked for, and nothing
     # else is ever made, in the recipe's own place.
     if own and (found := reuse(reader, recipe, place(""))) is not None and found.tokenizer.sha256 == own:
-        return found
-    return prepare(reader, recipe, place(own), make, say, tokenizer_sha256=own)
+        return found, versions
+    return prepare(reader, recipe, place(own), make, say, tokenizer_sha256=own), versions
 
 
 def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepared:
@@ -333,7 +359,7 @@ def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepare
     return found
 
 
-def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, Any]:
+def _described(config: DataConfig, found: Prepared, versions: dict[str, str], say: Report) -> dict[str, Any]:
     """The counts of a text for data.json; what one should know of them is said."""
     meta, name = found.meta, config.path or config.corpus
     say(
@@ -380,6 +406,6 @@ def _described(config: DataConfig, found: Prepared, say: Report) -> dict[str, An
         "rows": config.rows,
     }
     if config.corpus == "docs":
-        source |= {"versions": docs.versions(), "licences": docs.LICENCES}
+        source |= {"versions": versions, "licences": docs.LICENCES}
     left_out = ("format", "recipe", "files", "dtype", "seconds", "rows_sha256")
     return source | {key: value for key, value in meta.items() if key not in left_out}

@@ -18,7 +18,7 @@ import platform
 import re
 import sysconfig
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from flowlm import files
@@ -221,20 +221,28 @@ def versions() -> dict[str, str]:
     }
 
 
-def build(folder: Path, say: Callable[[str], None]) -> Path:
-    """The corpus as a file of `folder`, docs-<versions>.jsonl; made on first use, in about a minute.
+def build(
+    folder: Path, say: Callable[[str], None], like: Mapping[str, str] | None = None
+) -> tuple[Path, dict[str, str]]:
+    """The corpus as a file of `folder`, docs-<versions>.jsonl, and the versions; made on first use, in about a minute.
 
     A line is a source file with its sentences, a sentence a line: {"source": "json/decoder.py", "text": "…"}. A
     sentence that several files have belongs to the first of them.
+
+    Args:
+        like: versions of which a corpus is preferred to the present ones, if it was once made here: a run goes on
+            with the text it began with, whatever was upgraded since.
 
     Raises:
         OSError: the file cannot be written.
         ValueError: no sentence found: the installation has no sources.
     """
-    key = hashlib.sha256(json.dumps([VERSION, versions()]).encode()).hexdigest()[:12]
-    path = folder / f"docs-{key}.jsonl"
+    if like and (path := _path(folder, like)).exists():
+        return path, dict(like)
+    now = versions()
+    path = _path(folder, now)
     if path.exists():
-        return path
+        return path, now
     say("docs: collecting the docstrings of Python's library and of " + ", ".join(PACKAGES))
     seen: set[str] = set()
     lines = []
@@ -253,4 +261,9 @@ def build(folder: Path, say: Callable[[str], None]) -> Path:
         )
     files.write_data(path, "".join(lines))
     say(f"docs: {len(seen):,} sentences of {len(lines):,} files, in {path}")
-    return path
+    return path, now
+
+
+def _path(folder: Path, made_of: Mapping[str, str]) -> Path:
+    key = hashlib.sha256(json.dumps([VERSION, dict(made_of)]).encode()).hexdigest()[:12]
+    return folder / f"docs-{key}.jsonl"

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,8 +25,8 @@ from torch import Tensor
 
 from flowlm import files, rng
 from flowlm.clock import AdaptiveClock, Clock
-from flowlm.config import RunConfig, dump_toml, from_dict, read_toml
-from flowlm.data.corpora import Corpus, load_corpus
+from flowlm.config import RunConfig, dump_toml, from_dict, merge, nested, read_toml, to_dict
+from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
@@ -179,9 +179,12 @@ class Trainer:
         source = config.teacher or config.init
         length = prepare_config(config, None).model.length
         tokenizer = Tokenizer.load(Path(source)) if source else None
-        self.corpus = corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say)
+        learned = describe_data(Path(source)) if source else None
+        self.corpus = (
+            corpus if corpus is not None else load_corpus(config.data, length, tokenizer, say, like=learned)
+        )
         if config.teacher:
-            before, now = describe_data(Path(config.teacher)).get("sha256"), self.corpus.meta.get("sha256")
+            before, now = (learned or {}).get("sha256"), self.corpus.meta.get("sha256")
             if before and now and before != now:
                 say(
                     f"the teacher learned another text (sha256 {before[:12]}…) than its student will ({now[:12]}…)"
@@ -532,52 +535,79 @@ class Trainer:
         self.run.prune(self.config.train.keep, chosen)
 
 
-def open_run(
-    folder: str | Path, *, micro_batch: int | None = None, say: Callable[[str], None] = print
-) -> Trainer:
-    """A trainer restored from a run directory, at its newest checkpoint.
+#: What a resume may change: where things lie, and what the result does not depend on (but for dropout).
+MAY_CHANGE = ("train.micro_batch", "data.path", "teacher")
 
-    Args:
-        folder: the run directory.
-        micro_batch: passages per forward pass from now on, which the result does not depend on (but for dropout); as
-            before when None.
-        say: where plain messages go.
+
+def read_run_config(folder: str | Path) -> RunConfig:
+    """config.toml of a run directory.
 
     Raises:
-        ValueError: no run there, no checkpoint, or one that does not fit.
+        ValueError: no run there, or a damaged one.
     """
     path = Path(folder) / "config.toml"
     if not path.exists():
         raise ValueError(f"{folder} holds no config.toml: it is not a run directory")
     try:
-        config = from_dict(RunConfig, read_toml(path))
+        return from_dict(RunConfig, read_toml(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def open_run(
+    folder: str | Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
+) -> Trainer:
+    """A trainer restored from a run directory, at its newest checkpoint.
+
+    Args:
+        folder: the run directory.
+        changes: to its configuration from now on, by dotted names: "train.micro_batch", and "data.path" and "teacher",
+            for a text or a teacher that has moved. The text must be the same one.
+        say: where plain messages go.
+
+    Raises:
+        ValueError: no run there, no checkpoint, one that does not fit, another text, a change of anything else.
+    """
+    config = read_run_config(folder)
+    if other := [name for name in changes or {} if name not in MAY_CHANGE]:
+        raise ValueError(
+            f"{', '.join(other)} cannot change in a run that goes on, only {', '.join(MAY_CHANGE)}: to go on with "
+            f"other settings start a new run from its weights, with --init {folder}"
+        )
+    if changes:
+        config = from_dict(RunConfig, merge(to_dict(config), nested(changes)))
     if not RunDirectory(folder).steps():
         raise ValueError(f"{folder} has no checkpoint to resume from: start the run again with --force")
+    for option, place in (("--data.path", config.data.path), ("--teacher", config.teacher)):
+        if place and not Path(place).exists():
+            raise ValueError(
+                f"{folder} needs {place}, which is not there (seen from {Path.cwd()}): say with {option} where it is"
+            )
     saved = Tokenizer.load(Path(folder))
     length = config.model.length
-    corpus = load_corpus(config.data, length, saved, say)
+    kept = describe_data(Path(folder))
+    corpus = load_corpus(config.data, length, saved, say, like=kept)
     if config.model.vocabulary not in ("", corpus.tokenizer.vocabulary_sha256):
         raise ValueError(
             f"{folder}/tokenizer.json ({corpus.tokenizer.vocab_size} tokens) is the tokenizer of another run: the "
             f"model was trained with one of {config.model.vocab_size} tokens, sha256 {config.model.vocabulary[:12]}…; "
             "put it back"
         )
-    kept = describe_data(Path(folder))
     for key in ("sha256", "law_sha256", "train", "held_out"):
         if key in kept and kept[key] != corpus.meta.get(key):
             raise ValueError(
-                f"the data of {folder} has changed ({key} was {kept[key]}, is {corpus.meta.get(key)}): put it back to "
-                f"resume, or start a new run from these weights with --init {folder}"
+                f"the data of {folder} has changed ({key} was {kept[key]}, is {corpus.meta.get(key)})"
+                f"{upgraded(kept, corpus.meta)}: put it back to resume, or start a new run from these weights with "
+                f"--init {folder}"
             )
-    if micro_batch is not None:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, micro_batch=micro_batch))
     # The weights come from the checkpoint, not from where the run once started, which may be gone.
     trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
     trainer.resume()
-    if micro_batch is not None:
-        files.write_data(path, dump_toml(config))
+    if changes:
+        files.write_data(Path(folder) / "config.toml", dump_toml(config))
     return trainer
 
 
