@@ -15,7 +15,7 @@ from flowlm.card import command_of, describe_run, export, write_card
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.model import FlowLM
 from flowlm.trained_on import ROWS, corpus_of
-from helpers import command, flm, fmlm, recipe, said
+from helpers import command, flm, fmlm, grammar_flm, recipe, said
 
 
 def test_an_exported_model_is_the_run_s(tmp_path: Path) -> None:
@@ -60,6 +60,23 @@ def test_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         json.loads(line) for line in (out / "samples" / "nfe-0001-seed-0.jsonl").read_text().splitlines()[1:]
     ]
     assert f"1. {' '.join(samples[0]['text'].split())}\n" in text
+
+
+def test_the_card_of_a_language_with_a_law(tmp_path: Path) -> None:
+    """It is judged by the law, and by the stories it learned from."""
+    out = tmp_path / "out"
+    export(grammar_flm(), out)
+    assert command("evaluate", out, "--steps", "1", "--num", "20", "--card") == 0
+    text = (out / "README.md").read_text()
+    by_law, by_text = (part.split("\n\n")[0] for part in text.split("\n| model ")[1:])
+    assert "valid" in by_law
+    assert "perplexity" not in by_law
+    assert "perplexity" in by_text
+    assert "valid" not in by_text
+    models = [[line.split("|")[1].strip() for line in t.splitlines()[2:]] for t in (by_law, by_text)]
+    assert models == [["FLM", "held-out", "5-gram", "law"], ["FLM", "held-out", "5-gram"]]
+    assert "stories that flowlm draws itself" in text
+    assert "The law of the language is known" in text
 
 
 def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +129,7 @@ def test_without_a_run_the_model_of_the_package_is_taken(
         assert "give a run directory first" in said(capsys)
     export(fmlm(), packaged)
     before = {p.name: p.read_bytes() for p in packaged.iterdir()}
-    assert command("generate", "--num", "3") == 0
+    assert command("generate", "--num", "3", "--dtype", "float32") == 0
     assert capsys.readouterr().out == "".join(t + "\n\n" for t in FlowLM.from_pretrained().generate(3))
     assert command("evaluate", "--steps", "1", "--num", "8") == 0
     assert command("info") == 0

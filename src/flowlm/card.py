@@ -14,7 +14,7 @@ from typing import Any
 
 from flowlm import files
 from flowlm.config import RunConfig, from_dict, load_recipe, read_toml, recipe_path, to_dict
-from flowlm.evaluation.report import markdown
+from flowlm.evaluation.report import markdown, views
 from flowlm.model import FlowLM, describe_data
 from flowlm.trained_on import ROWS, corpus_of, save_rows
 
@@ -209,12 +209,14 @@ def write_card(
     )
     text.append(f"## How it was made\n\n```sh\n{made}\n```\n\n{cost}.")
     if rows:
-        text.append(f"## How good it is\n\n{markdown(rows)}\nMeasured by `{command}`. " + READING)
+        tables = "\n".join(markdown(view) for view in views(rows))
+        reading = READING + LAW_READING * any(row.get("law") for row in rows)
+        text.append(f"## How good it is\n\n{tables}\nMeasured by `{command}`. {reading}")
     for steps, shown in (samples or {}).items():
         text.append(f"## In {steps} network call{'s' if steps > 1 else ''}")
         text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(shown, 1)))
     text.append(
-        "## Limits\n\nA small model of a small text. It knows nothing but how the sentences of its data look, means "
+        "## Limits\n\nA small model of a narrow text. It knows nothing but how the sentences of its data look, means "
         "nothing by what it writes, and may repeat phrases of its training text. It was made to show one-step "
         "generation, not to be relied on."
     )
@@ -228,11 +230,18 @@ READING = (
     "copy: words in a row, mean. Self-BLEU depends on the number of samples."
 )
 
+LAW_READING = (
+    " The law of the language is known: valid is the share of stories that it can tell, and slot and pair TV are "
+    "distances of what is told from how often it tells it, beside what as many exact samples leave to chance."
+)
+
 
 def _data_text(data: Mapping[str, Any], model: FlowLM) -> str:
     if not data:
         return "Not known."
     parts = [f"`{data.get('corpus')}`, sha256 `{data.get('sha256') or data.get('law_sha256')}`"]
+    if "law_sha256" in data:
+        parts[0] += " of its law: stories that flowlm draws itself, by rules and odds of its own"
     if "versions" in data:
         parts.append(
             "made of " + ", ".join(f"{name} {version}" for name, version in data["versions"].items())

@@ -428,7 +428,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     from flowlm.card import ABOUT, write_card
     from flowlm.data.grammar import Grammar
     from flowlm.evaluation.metrics import law_row
-    from flowlm.evaluation.report import table_text, write_json
+    from flowlm.evaluation.report import table_text, views, write_json
     from flowlm.evaluation.runs import evaluate_run, score_file, shown_samples, write_report
     from flowlm.model import PACKAGED
 
@@ -457,12 +457,14 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             device=options.device,
             dtype=options.dtype,
             folder=samples,
+            by_text=True if options.card else None,
             say=_say,
             **options.sampler,
         )
     if rows[0]["law"]:
         rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
-    Console().print(table_text(rows))
+    for view in views(rows):
+        Console().print(table_text(view))
     if options.report:
         write_report(Path(options.report), target, rows, command, samples_folder=samples)
         _say(f"report in {options.report}")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from flowlm.data.corpora import Corpus
+from flowlm.data.grammar import Grammar
 from flowlm.data.tokens import UNK, Tokenizer
 from flowlm.evaluation.copying import copying
 from flowlm.evaluation.diversity import self_bleu
@@ -24,7 +25,7 @@ from flowlm.rng import key
 __all__ = ["TextJudge"]
 
 ORDER = 5
-MOST_WORDS = 5_000_000
+MOST_WORDS = 12_000_000
 """Of the training text that is read: memory is about 100 bytes a word."""
 _NONE = "\0"  # in no text
 _ROWS = 4096  # decoded at a time
@@ -84,8 +85,11 @@ class TextJudge:
         order = np.random.Generator(np.random.Philox(key(seed, "held-out passages")))
         return np.sort(order.permutation(len(self._held_out))[:num])
 
-    def reference_rows(self, num: int, seed: int) -> list[dict[str, Any]]:
-        """Rows of held-out text, at most `num` passages, and of `num` samples of the n-gram model."""
+    def reference_rows(self, num: int, seed: int, grammar: Grammar | None = None) -> list[dict[str, Any]]:
+        """Rows of held-out text, at most `num` passages, and of `num` samples of the n-gram model.
+
+        With the grammar whose stories the text is, judged by its law too.
+        """
         texts = {
             "held-out": _texts(self._tokenizer, self._held_out[self._some(num, seed)]),
             f"{ORDER}-gram": [" ".join(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
@@ -95,8 +99,9 @@ class TextJudge:
                 {
                     "model": name,
                     "nfe": 0,
-                    **evaluate_texts(own),
+                    **evaluate_texts(own, grammar),
                     **self.measure(own),
+                    "law": grammar.hash if grammar is not None else None,
                     "seed": seed if name != "held-out" else None,
                     "commit": current_commit(),
                 }

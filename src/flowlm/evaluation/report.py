@@ -35,6 +35,7 @@ __all__ = [
     "markdown",
     "plot_validity",
     "table_text",
+    "views",
     "write_json",
 ]
 
@@ -61,6 +62,8 @@ _TITLES = {
     "tokens_per_second": "tokens/s",
 }
 _SHARES = {"valid", "parsed", "unique", "known", "copied"}
+_BY_LAW = {"valid", "broken", "nll_per_token", "slot_tv", "pair_tv", "law"}
+_BY_TEXT = {"perplexity", "known", "self_bleu", "copied", "longest_copy", "scorer"}
 _HASHES = {"law", "tokenizer"}
 _CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law", "scorer")
 _HASH_DIGITS = 8
@@ -195,6 +198,21 @@ def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
 
 
 # ----------------------------------------------------------------------------------------------------- tables
+
+
+def views(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows for one table; for two, by the law and by the text, where they were judged by both."""
+    judges = (_BY_LAW, _BY_TEXT)
+    if not all(any(_known(row, key) for row in rows for key in keys) for keys in judges):
+        return [list(rows)]
+    return [
+        [
+            {key: value for key, value in row.items() if key not in other}
+            for row in rows
+            if any(_known(row, key) for key in own)
+        ]
+        for own, other in (judges, judges[::-1])
+    ]
 
 
 def table_text(

@@ -15,7 +15,7 @@ from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import samples_row
-from flowlm.evaluation.report import markdown, write_json
+from flowlm.evaluation.report import markdown, views, write_json
 from flowlm.evaluation.samples import (
     DEFAULT_SAMPLER,
     Header,
@@ -111,8 +111,6 @@ def score_file(
 
 def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge | None:
     """The judge by a run's training text; None, and why, where that text is not known or not there any more."""
-    if model.data.get("corpus") == "grammar":
-        return None
     try:
         corpus = corpus_of(run, model, say)
     except (ValueError, OSError, ImportError) as error:
@@ -136,19 +134,22 @@ def evaluate_run(
     device: str = "auto",
     dtype: str = "auto",
     folder: Path | None = None,
+    by_text: bool | None = None,
     say: Callable[[str], None] | None = None,
     **sampler: Any,
 ) -> list[dict[str, Any]]:
     """One row per step count: generates sample files, nfe-*.jsonl, and scores them.
 
-    On a text, rows of held-out passages and of an n-gram model's samples follow.
+    Where they are judged by the training text, rows of held-out passages and of an n-gram model's samples follow.
 
     Args:
+        by_text: judge by the training text (perplexity, copies, …); None: where there is no law to judge by.
         folder: of the sample files; `run`/samples when None.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
     """
     model = FlowLM.from_pretrained(run, device=device)
-    judge = judge_of(run, model, say or (lambda line: None))
+    lawful = model.data.get("corpus") == "grammar"
+    judge = judge_of(run, model, say or (lambda line: None)) if by_text or not lawful else None
     rows = []
     shown = contextlib.nullcontext() if say is None else Progress(num * sum(steps), 0, 0, say, label="calls")
     with shown as progress:
@@ -163,7 +164,9 @@ def evaluate_run(
             write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, **sampler)
             before += k * num
             rows.append(score_file(path, judge=judge))
-    return rows if judge is None else rows + judge.reference_rows(num, seed + 1)
+    if judge is None:
+        return rows
+    return rows + judge.reference_rows(num, seed + 1, Grammar() if lawful else None)
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:
@@ -213,7 +216,8 @@ def write_report(
         "samples": samples,
     }
     write_json(folder / "report.json", report)
-    text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}.", markdown(rows)]
+    text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}."]
+    text += [markdown(view).rstrip() for view in views(rows)]
     text.append(
         f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
         f"{data.get('train')} training rows, V = {data.get('vocab_size')}, L = {data.get('length')}."
