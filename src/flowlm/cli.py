@@ -500,7 +500,7 @@ class ExportOptions:
 def _export(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         _options(ExportOptions, ExportOptions(), args, "flowlm export RUN")
-    run = Path(_positional(args, "a run directory, such as flowlm export runs/docs-fmlm --out docs"))
+    run = Path(_positional(args, "a run directory, such as flowlm export runs/text-fmlm --out my-model"))
     options: ExportOptions = _options(ExportOptions, ExportOptions(), args, "flowlm export RUN")
     if not options.out:
         raise ValueError("give the folder to write: --out FOLDER")

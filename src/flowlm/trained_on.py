@@ -43,13 +43,8 @@ def corpus_of(run: Path, model: FlowLM, say: Callable[[str], None] | None = None
     if not (run / "config.toml").exists():
         raise ValueError(f"{run} does not say what text it was trained on")
     config = from_dict(RunConfig, read_toml(run / "config.toml"))
-
-    def report(line: str) -> None:
-        """How a preparation goes, where one is needed; what is to be said of a text was said at training."""
-        if say is not None and ("KiB" in line or "waiting" in line):
-            say(line)
-
-    corpus = load_corpus(config.data, model.length, model.tokenizer, report, like=model.data)
+    # What is to be said of the text was said at training; how its preparation goes, where one is needed, is not.
+    corpus = load_corpus(config.data, model.length, model.tokenizer, say, like=model.data, counts=False)
     for key in ("sha256", "law_sha256"):
         if corpus.meta.get(key) != model.data.get(key):
             raise ValueError(

@@ -144,23 +144,26 @@ def load_corpus(
     tokenizer: Tokenizer | None = None,
     report: Report | None = None,
     like: Mapping[str, Any] | None = None,
+    *,
+    counts: bool = True,
 ) -> Corpus:
-    """The corpus of `config` in rows of `length` tokens; what is worth knowing goes to `report` by lines.
+    """The corpus of `config` in rows of `length` tokens; how that goes, and what was counted, is reported by lines.
 
     A text is prepared once, in the cache, and mapped from there as long as nothing changes.
 
     A given `tokenizer` is used instead of training one. A new one is trained on the whole text, so that a
     held-out passage has no unknown words. `like` is data.json of the run that learned the corpus, if one did: `docs`
-    is then that of the same versions, if it was made here.
+    is then that of the same versions, if it was made here. Without `counts`, only how it goes is reported.
 
     ValueError: whatever is wrong with the files, the length, the words.
     """
-    say: Report = report or (lambda line: None)
+    say: Report = report or _silent
     _check_length(length)
     if config.corpus == "grammar":
-        return _grammar(config, length, tokenizer, say)
+        return _grammar(config, length, tokenizer, say if counts else _silent)
     found, versions = _text(config, length, tokenizer, None, say, (like or {}).get("versions"))
-    return Corpus(found.train, found.held_out, found.tokenizer, _described(config, found, versions, say))
+    meta = _described(config, found, versions, say if counts else _silent)
+    return Corpus(found.train, found.held_out, found.tokenizer, meta)
 
 
 def upgraded(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -185,6 +188,10 @@ def prepare_corpus(config: DataConfig, length: int, folder: Path | None, report:
     found, versions = _text(config, length, None, folder, report)
     _described(config, found, versions, report)
     return found.folder
+
+
+def _silent(line: str) -> None:
+    """For what no one listens to."""
 
 
 def cache_folder() -> Path:
@@ -308,11 +315,8 @@ def _text(
     reader = TextReader(
         config.path if config.corpus == "text" else path, config.unit, config.field, config.encoding
     )
-    if reader.skipped:
-        kinds = ", ".join(
-            f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(reader.skipped.items())
-        )
-        say(f"{path}: files of other kinds are left out: {kinds}")
+    if reader.left_out:
+        say(f"{path}: files of other kinds are left out: {reader.left_out}")
     if folder is not None and folder.exists() and not is_prepared(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something else than prepared text: give a new folder")
 

@@ -180,14 +180,16 @@ class TextReader:
             raise _unreadable(self.path, error) from error
         entries = {file: found for file, found in entries.items() if found}
         if not entries:
-            skipped = ", ".join(
-                f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.skipped.items())
-            )
             raise ValueError(
-                f"data.path = {str(self.path)!r} holds no text files ({skipped or 'it is empty'}): known are "
+                f"data.path = {str(self.path)!r} holds no text files ({self.left_out or 'it is empty'}): known are "
                 f"{', '.join((*_TEXT[:1], *_RECORDS))}, plain or in {', '.join((*_PACKED, '.zip'))}"
             )
         return list(entries), entries
+
+    @property
+    def left_out(self) -> str:
+        """What is not read, in words: "3 .pdf, 1 without a suffix"; empty for nothing."""
+        return ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.skipped.items()))
 
     def _entries_of(self, file: Path) -> list[_Entry]:
         if file.suffix.lower() == ".zip":
