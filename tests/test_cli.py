@@ -200,7 +200,7 @@ def test_ctrl_c_before_the_loop(
 ) -> None:
     from flowlm.training import loop
 
-    def pressed(*args: Any) -> None:
+    def pressed(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop, "load_corpus", pressed)
