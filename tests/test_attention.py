@@ -49,6 +49,21 @@ def test_value_and_gradient(backend: str, softcap: float, dtype: torch.dtype, to
         torch.testing.assert_close(a.double(), b.double(), atol=tolerance, rtol=2 * tolerance)
 
 
+@pytest.mark.parametrize("new", [1, 3, 7], ids="{} new positions".format)
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_causal(backend: str, softcap: float, new: int) -> None:
+    """The last positions as queries: each sees what came before it, and itself."""
+    q, k, v = inputs(torch.float64)
+    out = attention(q[:, :, -new:], k, v, softcap=softcap, backend=backend, causal=True)
+    length = k.shape[2]
+    for i in range(new):
+        end = length - new + i + 1
+        one = slice(end - 1, end)
+        want = reference(q[:, :, one], k[:, :, :end], v[:, :, :end], softcap)
+        torch.testing.assert_close(out[:, :, i : i + 1], want, atol=1e-12, rtol=1e-10)
+
+
 def test_softcap_matters_and_vanishes() -> None:
     q, k, v = inputs(torch.float64, scale=3.0)
     plain = attention(q, k, v)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flowlm.backbone import Backbone, BackboneConfig, Norm, TimeEmbedding, rotary_tables, rotate
+from flowlm.backbone import Backbone, BackboneConfig, KVCache, Norm, TimeEmbedding, rotary_tables, rotate
 
 B, L, D, C = 3, 6, 16, 8
 PLAIN = BackboneConfig(
@@ -193,3 +193,37 @@ def test_too_long_for_learned_positions(position: str) -> None:
     with pytest.raises(ValueError, match="a sequence of 7 tokens is longer than the 6 learned positions"):
         backbone(position=position)(torch.randn(1, L + 1, D), torch.randn(1, 1, C))
     assert backbone(position="rotary")(torch.randn(1, L + 1, D), torch.randn(1, 1, C)).shape == (1, L + 1, D)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_a_causal_one_sees_only_what_came_before(choice: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = Backbone(dataclasses.replace(PLAIN, **choice), L, causal=True)
+    unzero(net)
+    h, cond = inputs()
+    other = h.clone()
+    other[:, 4:] = other[:, 4:].flip(-1)
+    before, after = net(h, cond), net(other, cond)
+    torch.testing.assert_close(before[:, :4], after[:, :4])
+    assert (before[:, 4:] - after[:, 4:]).abs().amax(-1).min() > 1e-3
+
+
+@pytest.mark.parametrize("parts", [(1,) * L, (2, 1, 3), (L,)], ids=str)
+@pytest.mark.parametrize("choice", CHOICES, ids=label)
+def test_with_a_cache_it_goes_on_where_it_was(choice: dict[str, Any], parts: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = Backbone(dataclasses.replace(PLAIN, **choice), L, causal=True).double()
+    unzero(net)
+    h, cond = (x.double() for x in inputs())
+    cache = KVCache(net, B, h.device, h.dtype)
+    out = torch.cat([net(part, cond, cache) for part in h.split(list(parts), 1)], 1)
+    torch.testing.assert_close(out, net(h, cond), atol=1e-6, rtol=1e-6)  # rotary tables are float32
+    assert cache.length == L
+    with pytest.raises(ValueError, match="longer than the 6"):
+        net(h[:, :1], cond, cache)
+
+
+def test_a_cache_is_for_a_causal_one() -> None:
+    net = backbone()
+    with pytest.raises(ValueError, match="a cache is for a causal backbone"):
+        net(*inputs(), KVCache(net, B, torch.device("cpu"), torch.float32))

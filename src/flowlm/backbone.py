@@ -124,13 +124,36 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
+class KVCache:
+    """Keys and values of the positions that a causal backbone has read, for it to go on from.
+
+    Args:
+        backbone: whose; batch: rows; dtype: of keys and values.
+    """
+
+    def __init__(self, backbone: Backbone, batch: int, device: torch.device, dtype: torch.dtype):
+        cfg = backbone.config
+        shape = (2, batch, cfg.heads, backbone.length, cfg.width // cfg.heads)
+        self.blocks = [torch.empty(shape, device=device, dtype=dtype) for _ in range(cfg.depth)]
+        self.length = 0
+        """Positions read so far."""
+
+    def extend(self, block: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of all positions, with these, of the next ones, after those of before."""
+        end = self.length + k.shape[2]
+        held = self.blocks[block]
+        held[0, :, :, self.length : end] = k
+        held[1, :, :, self.length : end] = v
+        return held[0, :, :, :end], held[1, :, :, :end]
+
+
 class Block(nn.Module):
     """x + gate·attention(mod(norm x)), then x + gate·MLP(mod(norm x)), with mod(h) = h (1 + scale) + shift."""
 
-    def __init__(self, config: BackboneConfig):
+    def __init__(self, config: BackboneConfig, index: int = 0, causal: bool = False):
         super().__init__()
         d, hidden = config.width, int(config.width * config.mlp_ratio)
-        self.config = config
+        self.config, self.index, self.causal = config, index, causal
         self.norm1, self.norm2 = Norm(d, config.norm), Norm(d, config.norm)
         self.qkv = nn.Linear(d, 3 * d, bias=False)
         self.out = nn.Linear(d, d, bias=False)
@@ -139,7 +162,9 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: Tensor, cond: Tensor, rotary: tuple[Tensor, Tensor] | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cond: Tensor, rotary: tuple[Tensor, Tensor] | None, cache: KVCache | None = None
+    ) -> Tensor:
         cfg = self.config
         b, length, d = x.shape
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(cond).chunk(6, -1)
@@ -151,7 +176,11 @@ class Block(nn.Module):
         if rotary is not None:
             cos, sin = (table.to(q.dtype) for table in rotary)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        h = attention(q, k, v, softcap=cfg.attention_softcap, backend=cfg.attention_backend)
+        if cache is not None:
+            k, v = cache.extend(self.index, k, v)
+        h = attention(
+            q, k, v, softcap=cfg.attention_softcap, backend=cfg.attention_backend, causal=self.causal
+        )
         h = self.out(h.transpose(1, 2).reshape(b, length, d))
         x = torch.addcmul(x, gate1, F.dropout(h, cfg.dropout, self.training))
         h = torch.addcmul(shift2, self.norm2(x), 1 + scale2)
@@ -166,12 +195,13 @@ class Backbone(nn.Module):
     Args:
         config: shape and choices.
         length: longest sequence that learned positions cover.
+        causal: whether a position sees only itself and those before it.
     """
 
-    def __init__(self, config: BackboneConfig, length: int):
+    def __init__(self, config: BackboneConfig, length: int, causal: bool = False):
         super().__init__()
-        self.config, self.length = config, length
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.config, self.length, self.causal = config, length, causal
+        self.blocks = nn.ModuleList(Block(config, i, causal) for i in range(config.depth))
         self.norm = Norm(config.width, config.norm)
         self.modulation = nn.Linear(config.conditioning, 2 * config.width)
         nn.init.zeros_(self.modulation.weight)
@@ -179,20 +209,33 @@ class Backbone(nn.Module):
         if config.position != "rotary":
             self.positions = nn.Parameter(config.position_scale * torch.randn(length, config.width))
 
-    def forward(self, h: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, h: Tensor, cond: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Hidden states of the positions in h, which follow those that a cache holds; the cache then holds them too.
+
+        Raises:
+            ValueError: more positions than are learned, or than a cache holds; a cache for a backbone that looks
+                both ways.
+        """
         cfg = self.config
-        length = h.shape[1]
-        if cfg.position != "rotary":
+        if cache is not None and not self.causal:
+            raise ValueError("a cache is for a causal backbone: one that looks both ways reads all of it again")
+        start = 0 if cache is None else cache.length
+        length = start + h.shape[1]
+        if cfg.position != "rotary" or cache is not None:
             if length > self.length:
                 raise ValueError(
                     f"a sequence of {length} tokens is longer than the {self.length} learned positions: "
                     "train with model.length at least as large, or model.backbone.position = 'rotary'"
                 )
-            h = h + self.positions[:length].to(h.dtype)
+        if cfg.position != "rotary":
+            h = h + self.positions[start:length].to(h.dtype)
         rotary = None
         if cfg.position != "learned":
-            rotary = rotary_tables(length, cfg.width // cfg.heads, h.device)
+            cos, sin = rotary_tables(length, cfg.width // cfg.heads, h.device)
+            rotary = cos[start:], sin[start:]
         for block in self.blocks:
-            h = block(h, cond, rotary)
+            h = block(h, cond, rotary, cache)
+        if cache is not None:
+            cache.length = length
         shift, scale = self.modulation(cond).chunk(2, -1)
         return torch.addcmul(shift, self.norm(h), 1 + scale)
