@@ -107,6 +107,13 @@ class Posterior:
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return out.view(*self.shape, *out.shape[1:])
 
+    def map(self, fn: Callable[[Tensor, slice], Tensor]) -> Tensor:
+        """fn(logits (n, V), rows) of parts of the flattened positions, its answers (n, ...) joined into (B, L, ...).
+
+        For what is a sum over the vocabulary and needs no tensor of its size.
+        """
+        return self._chunked(lambda h, rows: fn(self._logits(h), rows))
+
     def probs_at(self, rows: slice) -> Tensor:
         with torch.no_grad():
             hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[rows]

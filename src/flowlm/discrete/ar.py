@@ -1,0 +1,85 @@
+"""AR: one token after another, each from those before it. The exact likelihood, and L network calls a passage.
+
+    log p(w) = Σ_l log p(w_l | w_<l)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowlm.backbone import KVCache
+from flowlm.discrete.categorical import categorical
+from flowlm.discrete.network import TokenNetwork
+from flowlm.posterior import Posterior
+
+
+def shifted(tokens: Tensor, begin: int) -> Tensor:
+    """What is read to predict tokens (B, L): the beginning, and all of them but the last."""
+    return torch.cat([torch.full_like(tokens[:, :1], begin), tokens[:, :-1]], 1)
+
+
+def losses(network: TokenNetwork, tokens: Tensor) -> Tensor:
+    """-log p(w_l | w_<l) (B, L): the exact likelihood, and what is minimised."""
+    return network(shifted(tokens, network.vocab_size)).cross_entropy(tokens)
+
+
+def narrowed(log_probs: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Weights (..., V) of a draw, float64: at a temperature, among the k likeliest, or the fewest that weigh p.
+
+    Ties at the border of the k likeliest are kept; of top-p at least the likeliest one is.
+    """
+    weights = (log_probs.double() / temperature).softmax(-1)
+    if 0 < top_k < weights.shape[-1]:
+        least = weights.topk(top_k, -1).values[..., -1:]
+        weights = torch.where(weights >= least, weights, 0.0)
+    if top_p < 1:
+        ordered, order = (weights / weights.sum(-1, keepdim=True)).sort(-1, descending=True)
+        before = ordered.cumsum(-1) - ordered
+        kept = torch.zeros_like(weights, dtype=torch.bool).scatter(-1, order, before < top_p)
+        weights = torch.where(kept, weights, 0.0)
+    return weights
+
+
+@torch.no_grad()
+def sample(
+    network: TokenNetwork,
+    uniform: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    last: str = "categorical",
+    callback: Callable[[int, Posterior], None] | None = None,
+) -> Tensor:
+    """Passages (B, L), one position after another, each network call reading one token and the cache of the others.
+
+    Args:
+        network: causal.
+        uniform: draws (B, L), float64.
+        last: "categorical", or "argmax" for the likeliest token every time.
+        callback: called with each position and its posterior.
+    """
+    batch, length = uniform.shape
+    device = network.embedding.device
+    dtype = (
+        torch.get_autocast_dtype(device.type)
+        if torch.is_autocast_enabled(device.type)
+        else network.embedding.dtype
+    )
+    cache = KVCache(network.backbone, batch, device, dtype)
+    token = torch.full((batch, 1), network.vocab_size, device=device)
+    out = []
+    for position in range(length):
+        posterior = network(token, cache=cache)
+        if callback is not None:
+            callback(position, posterior)
+        if last == "argmax":
+            token = posterior.tokens()
+        else:
+            weights = narrowed(posterior.log_probs(), temperature, top_k, top_p)
+            token = categorical(weights, uniform[:, position : position + 1])
+        out.append(token)
+    return torch.cat(out, 1)

@@ -1,0 +1,120 @@
+"""Duo: diffusion with uniform states (arXiv 2506.10892). A token is kept with probability α_t, else drawn anew from
+all V.
+
+With x̄ = V α x_0 + 1-α, x̄θ = V α p + 1-α (vectors over tokens, each of sum V), and i the noisy token:
+
+    loss = -α'/(V α) [V/x̄θ_i - V/x̄_i + (1/x̄_i) Σ_j x̄_j log(x̄θ_i x̄_j / (x̄θ_j x̄_i))]
+
+whose mean over t and sum over positions is a bound on -log p(w). At its minimum p is the posterior of a token given the
+other positions' noisy tokens: its own comes in by the formulas. From t to s < t, with α_ts = α_t/α_s,
+
+    q_j ∝ α_t V p_j 1[j=i] + (α_ts - α_t) 1[j=i] + (α_s - α_t) p_j + (1-α_ts)(1-α_s)/V
+
+The curriculum shows the network, for the first part of training, a soft input: the tokens of the Gaussian state whose
+argmax is the noisy token, softmax((α̃ x_0 + σ̃ ε)/temperature), at the signal-to-noise where the argmax is right with the
+chance that α gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowlm.discrete.categorical import categorical
+from flowlm.discrete.schedule import LogLinear
+from flowlm.posterior import Posterior
+
+#: Tokens, none of them a mask, and a time, to the posterior.
+Network = Callable[[Tensor, Tensor], Posterior]
+
+
+def corrupt(tokens: Tensor, t: Tensor, uniform: Tensor, vocab_size: int, schedule: LogLinear) -> Tensor:
+    """x_t (B, L). uniform (2, B, L): whether a token is drawn anew, and which."""
+    other = (uniform[1] * vocab_size).long().clamp_max(vocab_size - 1)
+    return torch.where(uniform[0] < 1 - schedule.alpha(t)[:, None], other, tokens)
+
+
+def losses(
+    network: Network, tokens: Tensor, t: Tensor, uniform: Tensor, vocab_size: int, schedule: LogLinear
+) -> Tensor:
+    """The bound's share of each position (B, L)."""
+    x = corrupt(tokens, t, uniform, vocab_size, schedule)
+    return bound(network(x, t), x, tokens, t, vocab_size, schedule)
+
+
+def bound(
+    posterior: Posterior, x: Tensor, tokens: Tensor, t: Tensor, vocab_size: int, schedule: LogLinear
+) -> Tensor:
+    """The loss (B, L) of a posterior for the noisy tokens x of `tokens` at t."""
+    v = vocab_size
+    alpha, rest = (part(t)[:, None].float().expand_as(x) for part in (schedule.alpha, schedule.noise))
+    scale = schedule.rate(t)[:, None].float() / (v * alpha)
+    noisy, clean = x.reshape(-1, 1), tokens.reshape(-1, 1)
+    by_row = alpha.reshape(-1, 1), rest.reshape(-1, 1)
+
+    def sums(net: Tensor, rows: slice) -> Tensor:
+        a, b = (part[rows] for part in by_row)
+        theta = v * a * net.softmax(-1) + b  # x̄θ, never below 1-α
+        logs = theta.log()
+        return torch.cat(
+            [
+                theta.gather(-1, noisy[rows]),
+                logs.gather(-1, clean[rows]),
+                logs.sum(-1, keepdim=True),
+            ],
+            -1,
+        )
+
+    theta_i, log_theta_0, log_theta = posterior.map(sums).unbind(-1)
+    own = v * alpha + rest  # entries of x̄: `own` at the right token, `rest` at others
+    bar_i = torch.where(x == tokens, own, rest)
+    # Σ_j x̄_j = V; x̄ differs from `rest` at the right token alone.
+    entropy = (v - 1) * rest * rest.log() + own * own.log()
+    cross = rest * log_theta + v * alpha * log_theta_0
+    return scale * (v / theta_i - v / bar_i + (v * (theta_i.log() - bar_i.log()) + entropy - cross) / bar_i)
+
+
+def posterior_weights(p: Tensor, x: Tensor, s: float, t: float, schedule: LogLinear) -> Tensor:
+    """q_j (B, L, V) of x_s given x_t = x and the predicted tokens p (B, L, V), float64, not normalised."""
+    alpha_s, alpha_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
+    if s == 0:
+        alpha_s = 1.0  # the data itself
+    ratio, v = alpha_t / alpha_s, p.shape[-1]
+    q = (alpha_s - alpha_t) * p + (1 - ratio) * (1 - alpha_s) / v
+    own = x[..., None]
+    stay = alpha_t * v * p.gather(-1, own) + (ratio - alpha_t)
+    return q.scatter_add(-1, own, stay)
+
+
+@torch.no_grad()
+def sample(
+    network: Network,
+    shape: tuple[int, int],
+    steps: int,
+    first: Tensor,
+    uniforms: Callable[[int], Tensor],
+    vocab_size: int,
+    schedule: LogLinear,
+    *,
+    temperature: float = 1.0,
+    last: str = "categorical",
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Passages (B, L) from uniform tokens, in ancestral steps from t = 1 to 0.
+
+    Args:
+        first: draws (B, L) of the first tokens, float64.
+        uniforms: of each step, draws (B, L), float64.
+        last: "categorical", or "argmax" for the greedy tail: the last step takes the likeliest tokens. It moves
+            perplexity and entropy by much: say which was used.
+    """
+    x = (first * vocab_size).long().clamp_max(vocab_size - 1).to(device)
+    for i in range(steps):
+        t, s = 1 - i / steps, (0.0 if i + 1 == steps else 1 - (i + 1) / steps)
+        posterior = network(x, torch.full(shape[:1], t, device=device))
+        p = (posterior.log_probs().double() / temperature).softmax(-1)
+        weights = posterior_weights(p, x, s, t, schedule)
+        x = weights.argmax(-1) if last == "argmax" and s == 0 else categorical(weights, uniforms(i))
+    return x

@@ -1,0 +1,95 @@
+"""MDLM: masked diffusion (arXiv 2406.07524). A token is masked with probability 1-α_t, and stays what it is else.
+
+    -log p(w) ≤ E_t (-α'_t/(1-α_t)) Σ_{l masked} -log p(w_l | x_t)
+
+From t to s < t a masked token becomes k with probability p_k (α_s-α_t)/(1-α_t), and stays masked else. Tokens that
+are no masks are carried over. The network reads no time: the masks say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowlm.discrete.categorical import categorical
+from flowlm.discrete.schedule import LogLinear
+from flowlm.posterior import Posterior
+
+#: Tokens with masks in them, and a time, to the posterior.
+Network = Callable[[Tensor, Tensor], Posterior]
+
+
+def corrupt(tokens: Tensor, t: Tensor, uniform: Tensor, mask: int, schedule: LogLinear) -> Tensor:
+    """x_t (B, L): tokens, masked where uniform (B, L) < 1-α_t."""
+    return torch.where(uniform < 1 - schedule.alpha(t)[:, None], mask, tokens)
+
+
+def losses(
+    network: Network, tokens: Tensor, t: Tensor, uniform: Tensor, mask: int, schedule: LogLinear
+) -> Tensor:
+    """(1/t) -log p(w_l | x_t) at masked positions, 0 elsewhere, (B, L): in the mean over t and positions a bound on
+    the nats a token."""
+    x = corrupt(tokens, t, uniform, mask, schedule)
+    weight = torch.where(x == mask, schedule.weight(t)[:, None], 0.0).float()
+    return weight * network(x, t).cross_entropy(tokens)
+
+
+def step(x: Tensor, probs: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear) -> Tensor:
+    """x_s (B, L) of x_t, by the true posterior under the predicted tokens.
+
+    Args:
+        probs: p (B, L, V), float64.
+        uniform: (2, B, L): whether a token is unmasked, and to what.
+    """
+    alpha_s, alpha_t = (schedule.alpha(torch.tensor(v, dtype=torch.float64)) for v in (s, t))
+    # The last step, to s = 0, leaves no mask.
+    opens = uniform[0] < (1.0 if s == 0 else float((alpha_s - alpha_t) / (1 - alpha_t)))
+    return torch.where((x == mask) & opens, categorical(probs, uniform[1]), x)
+
+
+@torch.no_grad()
+def sample(
+    network: Network,
+    shape: tuple[int, int],
+    steps: int,
+    uniforms: Callable[[int], Tensor],
+    mask: int,
+    schedule: LogLinear,
+    *,
+    temperature: float = 1.0,
+    last: str = "categorical",
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, int]:
+    """Passages (B, L) by ancestral steps from all masks, and the network calls it took.
+
+    A step that opened nothing leaves the network's answer as it was: it is not asked again. Nor is it when no mask is
+    left.
+
+    Args:
+        steps: uniform steps from t = 1 to 0.
+        uniforms: of each step, draws (2, B, L), float64.
+        last: rule of the last step: "categorical", or "argmax".
+    """
+    x = torch.full(shape, mask, device=device)
+    posterior: Posterior | None = None
+    calls = 0
+    for i in range(steps):
+        t, s = 1 - i / steps, 1 - (i + 1) / steps
+        if i + 1 == steps:
+            s = 0.0
+        if posterior is None:
+            posterior = network(x, torch.full(shape[:1], t, device=device))
+            calls += 1
+        if last == "argmax" and s == 0:
+            new = torch.where(x == mask, posterior.tokens(), x)
+        else:
+            probs = (posterior.log_probs().double() / temperature).softmax(-1)
+            new = step(x, probs, s, t, uniforms(i), mask, schedule)
+        if not torch.equal(new, x):
+            posterior = None
+        x = new
+        if not bool((x == mask).any()):
+            break
+    return x, calls

@@ -1,0 +1,88 @@
+"""SEDD with absorbing states (arXiv 2310.16834): the network gives scores, ratios of probabilities.
+
+With σ = -log α, at a masked position
+
+    log s_k = net_k - log(e^σ - 1) - log V,       at best s_k = r p(w_l = k | x_t), r = 1/(e^σ - 1)
+    loss = σ' [Σ_k s_k - r log s_{w_l} + r (log r - 1)]
+
+where V, the number of tokens, is that of all states but the mask. At its minimum the loss is MDLM's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowlm.discrete.categorical import categorical
+from flowlm.discrete.mdlm import corrupt
+from flowlm.discrete.schedule import LogLinear
+from flowlm.posterior import Posterior
+
+#: Tokens with masks in them, and a time, to scores' logits.
+Network = Callable[[Tensor, Tensor], Posterior]
+
+
+def losses(
+    network: Network, tokens: Tensor, t: Tensor, uniform: Tensor, mask: int, schedule: LogLinear
+) -> Tensor:
+    """The score entropy at masked positions, 0 elsewhere, (B, L): a bound on the nats a token as MDLM's is."""
+    x = corrupt(tokens, t, uniform, mask, schedule)
+    alpha = schedule.alpha(t)
+    log_r = (alpha / (1 - alpha)).log()[:, None].float()
+    rate = (schedule.rate(t) / alpha)[:, None].float()  # σ'
+    ids = tokens.reshape(-1, 1)
+    # log Σ_k exp net_k, and net of the token that was there.
+    total, own = (
+        network(x, t)
+        .map(lambda net, rows: torch.cat([net.logsumexp(-1, keepdim=True), net.gather(-1, ids[rows])], -1))
+        .unbind(-1)
+    )
+    shift = log_r - math.log(mask)  # the mask is numbered V
+    r = log_r.exp()
+    entropy = (total + shift).exp() - r * (own + shift) + r * (log_r - 1)
+    return torch.where(x == mask, rate * entropy, 0.0)
+
+
+def step(x: Tensor, scores: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear) -> Tensor:
+    """x_s (B, L) of x_t by the analytic sampler (Tweedie's): a mask becomes k with weight s_k (α_s/α_t - 1), and stays
+    with weight 1 - Σ_k of these, if that is left.
+
+    Args:
+        scores: s (B, L, V), float64.
+        uniform: (B, L).
+    """
+    alpha_s, alpha_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
+    opens = scores * (alpha_s / alpha_t - 1)
+    stays = (1 - opens.sum(-1, keepdim=True)).clamp_min(0.0) * (s > 0)
+    drawn = categorical(torch.cat([opens, stays], -1), uniform)  # V, the mask's number, is the last
+    return torch.where(x == mask, drawn, x)
+
+
+@torch.no_grad()
+def sample(
+    network: Network,
+    shape: tuple[int, int],
+    steps: int,
+    uniforms: Callable[[int], Tensor],
+    mask: int,
+    schedule: LogLinear,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Passages (B, L) from all masks, in uniform steps from t = 1 to 0; the last leaves no mask.
+
+    Args:
+        uniforms: of each step, draws (B, L), float64.
+    """
+    x = torch.full(shape, mask, device=device)
+    for i in range(steps):
+        t, s = 1 - i / steps, (0.0 if i + 1 == steps else 1 - (i + 1) / steps)
+        alpha = schedule.alpha(torch.tensor(t, dtype=torch.float64))
+        # At ε = 0 nothing is left of a token at t = 1, and a score of it would be 0.
+        log_r = float(torch.log(alpha.clamp_min(1e-12) / (1 - alpha)))
+        net = network(x, torch.full(shape[:1], t, device=device)).map(lambda net, _: net).double()
+        x = step(x, (net + log_r - math.log(mask)).exp(), s, t, uniforms(i), mask, schedule)
+    return x

@@ -1,0 +1,304 @@
+"""Each discrete family on the exact language of 27 passages: its minimum, its bound, its samplers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flowlm.discrete import ar, duo, mdlm, sedd
+from flowlm.discrete.categorical import categorical
+from flowlm.discrete.schedule import LogLinear
+from flowlm.posterior import Posterior
+from toy import LANGUAGE, LENGTH, VOCAB, ExactPosterior
+
+MASK = VOCAB
+EXACT = LogLinear(eps=0.0, first=0.0)
+ENTROPY = float(-(LANGUAGE.probs * LANGUAGE.probs.log()).sum())
+EYE = torch.eye(VOCAB, dtype=torch.float64)
+
+
+def uniforms(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def masked_posterior(x: Tensor, t: Tensor | None = None) -> Tensor:
+    """p(w_l = k | x) by enumeration, x with masks (B, L)."""
+    fits = ((x[:, None] == LANGUAGE.passages) | (x[:, None] == MASK)).all(-1)
+    weights = fits * LANGUAGE.probs
+    return torch.einsum("bp,plk->blk", weights / weights.sum(-1, keepdim=True).clamp_min(1e-300), LANGUAGE.onehot)
+
+
+def uniform_posterior(x: Tensor, t: Tensor, schedule: LogLinear = EXACT) -> Tensor:
+    """p(w_l = k | the other positions of x_t = x) by enumeration, tokens drawn anew with probability 1-α_t."""
+    alpha = schedule.alpha(t.double())[:, None, None]
+    chance = alpha * (x[:, None] == LANGUAGE.passages) + (1 - alpha) / VOCAB
+    out = []
+    for l in range(LENGTH):
+        others = [m for m in range(LENGTH) if m != l]
+        weights = chance[..., others].prod(-1) * LANGUAGE.probs
+        out.append(weights / weights.sum(-1, keepdim=True) @ LANGUAGE.onehot[:, l])
+    return torch.stack(out, 1)
+
+
+def network(posterior: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Posterior]:
+    return lambda x, t: ExactPosterior(posterior(x, t), EYE)
+
+
+def frequencies(tokens: Tensor) -> Tensor:
+    index = (tokens * VOCAB ** torch.arange(LENGTH).flip(0)).sum(1)
+    return torch.bincount(index, minlength=len(LANGUAGE.probs)).double()
+
+
+def chi_squared(tokens: Tensor, law: Tensor) -> float:
+    """Deviations from the law in standard deviations of chi-squared."""
+    counts = frequencies(tokens)
+    want = law * len(tokens)
+    degrees = len(law) - 1
+    return float(((counts - want) ** 2 / want).sum() - degrees) / math.sqrt(2 * degrees)
+
+
+FACTORISED = torch.stack(
+    [
+        math.prod([(LANGUAGE.probs[:, None] * LANGUAGE.onehot[:, l]).sum(0)[w[l]] for l in range(LENGTH)])
+        for w in LANGUAGE.passages
+    ]
+)
+
+
+# -- categorical draws -------------------------------------------------------------------------------------------
+
+
+def test_categorical_draws_are_exact_to_float64() -> None:
+    weights = torch.tensor([1e-12, 0.5, 0.0, 0.25], dtype=torch.float64)
+    edges = torch.tensor([0.0, 1e-13, 2e-12, 0.6, 0.7, 1 - 1e-16], dtype=torch.float64)
+    assert categorical(weights.expand(6, -1), edges).tolist() == [0, 0, 1, 1, 3, 3]
+    drawn = categorical(weights.expand(100_000, -1), uniforms(100_000))
+    assert abs((drawn == 1).double().mean() - 2 / 3) < 0.005
+
+
+# -- MDLM, SEDD ----------------------------------------------------------------------------------------------------
+
+
+
+
+def mean_over_times(loss: Callable[[float], float], points: int) -> float:
+    """∫ loss(t) dt on (0, 1), by Gauss and Legendre."""
+    nodes, weights = np.polynomial.legendre.leggauss(points)
+    return float(sum(w / 2 * loss((x + 1) / 2) for x, w in zip(nodes, weights)))
+
+
+def every_mask(t: float) -> tuple[Tensor, Tensor, Tensor]:
+    """All passages with all sets of masks: tokens, the draws that mask them, and their probabilities at t."""
+    tokens = LANGUAGE.passages.repeat(8, 1)
+    masks = torch.tensor(list(itertools.product([False, True], repeat=LENGTH))).repeat_interleave(27, 0)
+    alpha = float(EXACT.alpha(torch.tensor(t, dtype=torch.float64)))
+    chance = torch.where(masks, 1 - alpha, alpha).prod(-1) * LANGUAGE.probs.repeat(8)
+    return tokens, torch.where(masks, 0.0, 1.0).double(), chance
+
+
+@pytest.mark.parametrize("family", [mdlm, sedd], ids=["MDLM", "SEDD"])
+def test_the_masked_bound_is_tight_at_the_exact_posterior(family: Any) -> None:
+    """Over all masks and times the chain rule is averaged over orders: the bound is the entropy of the law."""
+    exact = network(lambda x, t: masked_posterior(x))
+    if family is sedd:
+        exact = scores(exact)
+
+    def loss(t: float) -> float:
+        tokens, uniform, chance = every_mask(t)
+        times = torch.full((len(tokens),), t, dtype=torch.float64)
+        per_token = family.losses(exact, tokens, times, uniform, MASK, EXACT).double()
+        return float((chance[:, None] * per_token).sum())
+
+    assert mean_over_times(loss, 12) == pytest.approx(ENTROPY, abs=1e-5)
+
+
+def scores(posterior: Callable[[Tensor, Tensor], Posterior]) -> Callable[[Tensor, Tensor], Posterior]:
+    """SEDD's network of which s_k = r p_k: net = log(V p), as log s = net - log(e^σ-1) - log V."""
+
+    def net(x: Tensor, t: Tensor) -> Posterior:
+        exact = posterior(x, t)
+        return Posterior(exact.hidden + math.log(VOCAB), lambda hidden: hidden, EYE)
+
+    return net
+
+
+@pytest.mark.parametrize("family", [mdlm, sedd], ids=["MDLM", "SEDD"])
+def test_the_masked_loss_is_least_at_the_exact_posterior(family: Any) -> None:
+    """The gradient of the mean loss in the network's outputs vanishes there, and the loss is higher beside it."""
+    tokens, uniform, weight = every_mask(0.4)
+    t = torch.full((len(tokens),), 0.4, dtype=torch.float64)
+    x = mdlm.corrupt(tokens, t, uniform, MASK, EXACT)
+    states, index = torch.unique(x, dim=0, return_inverse=True)
+    start = masked_posterior(states).clamp_min(1e-12).log()
+    if family is sedd:
+        start = start + math.log(VOCAB)
+    net = start.clone().requires_grad_()
+
+    def loss(logits: Tensor) -> Tensor:
+        def lookup(x: Tensor, t: Tensor) -> Posterior:
+            return Posterior(logits[index], lambda hidden: hidden, EYE)
+
+        per_token = family.losses(lookup, tokens, t, uniform, MASK, EXACT)
+        return (weight[:, None] * per_token).sum()
+
+    value = loss(net)
+    (gradient,) = torch.autograd.grad(value, net)
+    assert gradient.abs().max() < 1e-5
+    for seed in range(3):
+        noise = torch.randn(net.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert loss(start + 0.3 * noise) > value + 1e-3
+
+
+@pytest.mark.parametrize("steps", [1, 60])
+@pytest.mark.parametrize("name", ["MDLM", "SEDD"])
+def test_masked_samplers(name: str, steps: int) -> None:
+    """One step writes the product of the marginals, exactly; many steps the law, but for positions opened together."""
+    n, schedule = 60_000, LogLinear()
+    exact = network(lambda x, t: masked_posterior(x))
+    if name == "MDLM":
+        tokens, calls = mdlm.sample(
+            exact, (n, LENGTH), steps, lambda i: uniforms(2, n, LENGTH, seed=i), MASK, schedule
+        )
+        assert calls <= steps
+    else:
+        tokens = sedd.sample(
+            scores(exact), (n, LENGTH), steps, lambda i: uniforms(n, LENGTH, seed=i), MASK, schedule
+        )
+    assert int(tokens.max()) < VOCAB
+    if steps == 1:
+        assert abs(chi_squared(tokens, FACTORISED)) < 4
+        assert chi_squared(tokens, LANGUAGE.probs) > 50
+    else:
+        assert LANGUAGE.total_variation(tokens) < 0.02
+
+
+def test_a_step_that_opened_nothing_is_not_asked_again() -> None:
+    asked = []
+
+    def net(x: Tensor, t: Tensor) -> Posterior:
+        asked.append(x.clone())
+        return ExactPosterior(masked_posterior(x), EYE)
+
+    tokens, calls = mdlm.sample(net, (2, LENGTH), 200, lambda i: uniforms(2, 2, LENGTH, seed=i), MASK, LogLinear())
+    assert calls == len(asked) <= 2 * LENGTH
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(asked))
+    assert int(tokens.max()) < VOCAB
+
+
+# -- Duo -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_uniform_bound_is_tight_at_the_exact_posterior() -> None:
+    tokens, x = LANGUAGE.passages.repeat_interleave(27, 0), LANGUAGE.passages.repeat(27, 1)
+
+    def loss(u: float) -> float:
+        # t = u²: the integrand goes like log t at 0.
+        t = torch.full((len(x),), u * u, dtype=torch.float64)
+        alpha = float(EXACT.alpha(t[0]))
+        chance = (alpha * (x == tokens) + (1 - alpha) / VOCAB).prod(-1) * LANGUAGE.probs.repeat_interleave(27)
+        per_token = duo.bound(ExactPosterior(uniform_posterior(x, t), EYE), x, tokens, t, VOCAB, EXACT)
+        return float((chance[:, None] * per_token).sum()) * 2 * u
+
+    assert mean_over_times(loss, 100) == pytest.approx(ENTROPY, abs=2e-4)
+
+
+def test_the_uniform_loss_is_least_at_the_exact_posterior() -> None:
+    passages = LANGUAGE.passages
+    tokens = passages.repeat_interleave(27, 0)
+    x = passages.repeat(27, 1)
+    t = torch.full((len(x),), 0.4, dtype=torch.float64)
+    alpha = float(EXACT.alpha(t[0]))
+    weight = LANGUAGE.probs.repeat_interleave(27) * (alpha * (x == tokens) + (1 - alpha) / VOCAB).prod(-1)
+    start = uniform_posterior(passages, t[:27]).log()
+    net = start.clone().requires_grad_()
+
+    def loss(logits: Tensor) -> Tensor:
+        posterior = Posterior(logits.repeat(27, 1, 1), lambda hidden: hidden, EYE)
+        return (weight[:, None] * duo.bound(posterior, x, tokens, t, VOCAB, EXACT)).sum()
+
+    value = loss(net)
+    (gradient,) = torch.autograd.grad(value, net)
+    assert gradient.abs().max() < 1e-6
+    for seed in range(3):
+        noise = torch.randn(net.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert loss(start + 0.3 * noise) > value + 1e-3
+
+
+def test_the_uniform_posterior_is_bayes() -> None:
+    """q(x_s | x_t, x_0), at a one-hot p, is p(x_t | x_s) p(x_s | x_0) normalised."""
+    s, t, schedule = 0.3, 0.7, LogLinear()
+    a_s, a_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
+    for clean, noisy in itertools.product(range(VOCAB), repeat=2):
+        p = torch.zeros(1, 1, VOCAB, dtype=torch.float64)
+        p[..., clean] = 1
+        q = duo.posterior_weights(p, torch.tensor([[noisy]]), s, t, schedule)[0, 0]
+        middle = a_s * p[0, 0] + (1 - a_s) / VOCAB
+        ratio = a_t / a_s
+        last = torch.full((VOCAB,), (1 - ratio) / VOCAB, dtype=torch.float64)
+        last[noisy] += ratio
+        want = middle * last
+        torch.testing.assert_close(q / q.sum(), want / want.sum())
+
+
+@pytest.mark.parametrize("steps", [1, 100])
+def test_uniform_sampler(steps: int) -> None:
+    n, schedule = 60_000, LogLinear()
+    exact = network(lambda x, t: uniform_posterior(x, t, schedule))
+    tokens = duo.sample(
+        exact, (n, LENGTH), steps, uniforms(n, LENGTH, seed=99), lambda i: uniforms(n, LENGTH, seed=i), VOCAB, schedule
+    )
+    if steps > 1:
+        assert LANGUAGE.total_variation(tokens) < 0.02
+        return
+    # From t = 1 all that is known is a thousandth of the first tokens.
+    law = one_step_law(schedule)
+    assert abs(chi_squared(tokens, law)) < 4
+
+
+def one_step_law(schedule: LogLinear) -> Tensor:
+    """Of one ancestral step from uniform tokens: each position drawn by the exact posterior of the first ones."""
+    starts = LANGUAGE.passages
+    p = uniform_posterior(starts, torch.ones(27, dtype=torch.float64), schedule)
+    weights = duo.posterior_weights(p, starts, 0.0, 1.0, schedule)
+    q = weights / weights.sum(-1, keepdim=True)
+    law = torch.stack([q[:, torch.arange(LENGTH), w].prod(-1).mean() for w in LANGUAGE.passages])
+    return law
+
+
+def test_greedy_tail() -> None:
+    """The last step takes the likeliest token of what it would draw from."""
+    n, schedule = 50, LogLinear()
+    seen: list[Tensor] = []
+
+    def net(x: Tensor, t: Tensor) -> Posterior:
+        seen.append(x)
+        return ExactPosterior(uniform_posterior(x, t, schedule), EYE)
+
+    common = (uniforms(n, LENGTH, seed=1), lambda i: uniforms(n, LENGTH, seed=i), VOCAB, schedule)
+    greedy = duo.sample(net, (n, LENGTH), 3, *common, last="argmax")
+    p = uniform_posterior(seen[-1], torch.full((n,), 1 / 3, dtype=torch.float64), schedule)
+    assert torch.equal(greedy, duo.posterior_weights(p, seen[-1], 0.0, 1 / 3, schedule).argmax(-1))
+    drawn = duo.sample(net, (n, LENGTH), 3, *common)
+    assert torch.equal(seen[2], seen[5])
+    assert not torch.equal(drawn, greedy)
+
+
+# -- AR ------------------------------------------------------------------------------------------------------------
+
+
+def test_narrowed_weights() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).log_softmax(-1)
+    p = logits.double().exp()
+    torch.testing.assert_close(ar.narrowed(logits), p)
+    torch.testing.assert_close(ar.narrowed(logits, temperature=0.5), (2 * logits.double()).softmax(-1))
+    assert (ar.narrowed(logits, top_k=2) > 0).tolist() == [[True, True, False, False]]
+    assert (ar.narrowed(logits, top_p=0.5) > 0).tolist() == [[True, False, False, False]]  # p = .64
+    assert (ar.narrowed(logits, top_p=0.7) > 0).tolist() == [[True, True, False, False]]
+    assert (ar.narrowed(logits, top_p=1e-9) > 0).sum() == 1
