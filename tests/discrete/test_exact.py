@@ -12,8 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowlm.discrete import ar, duo, mdlm, sedd
+from flowlm.clock import DecodingErrorClock
+from flowlm.discrete import ar, consistency, duo, mdlm, sdtt, sedd
 from flowlm.discrete.categorical import categorical
+from flowlm.discrete.distil import divergence
 from flowlm.discrete.schedule import LogLinear
 from flowlm.posterior import Posterior
 from toy import LANGUAGE, LENGTH, VOCAB, ExactPosterior
@@ -302,3 +304,70 @@ def test_narrowed_weights() -> None:
     assert (ar.narrowed(logits, top_p=0.5) > 0).tolist() == [[True, False, False, False]]  # p = .64
     assert (ar.narrowed(logits, top_p=0.7) > 0).tolist() == [[True, True, False, False]]
     assert (ar.narrowed(logits, top_p=1e-9) > 0).sum() == 1
+
+
+# -- students --------------------------------------------------------------------------------------------------------
+
+
+def test_divergence() -> None:
+    p, q = (torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(i)).softmax(-1) for i in (0, 1))
+    student = Posterior(p.log().requires_grad_(), lambda hidden: hidden, torch.eye(5))
+    target = Posterior(q.log(), lambda hidden: hidden, torch.eye(5))
+    torch.testing.assert_close(divergence(student, target), (p * (p / q).log()).sum(-1))
+    assert divergence(target, target).abs().max() < 1e-6
+
+
+def test_two_steps_in_one() -> None:
+    """SDTT's target, token by token: the call that opened it, or the last one."""
+    n, dt = 40, 0.25
+    tokens = LANGUAGE.sample(n, torch.Generator().manual_seed(0))
+    t = torch.linspace(0.1, 1, n, dtype=torch.float64)
+    uniform = uniforms(3, n, LENGTH)
+    exact = network(lambda x, t: masked_posterior(x).clamp_min(1e-12))
+    student = torch.randn(n, LENGTH, VOCAB, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = sdtt.losses(
+        lambda x, t: Posterior(student, lambda h: h, EYE), exact, tokens, t, uniform, dt, MASK, EXACT
+    )
+    kinds = set()
+    for i in range(n):
+        x = torch.where(uniform[0, i] < t[i], MASK, tokens[i])
+        p1 = masked_posterior(x[None])[0]
+        s = max(float(t[i]) - dt, 0.0)
+        after = x.clone()
+        for l in range(LENGTH):
+            if x[l] == MASK and uniform[1, i, l] < (t[i] - s) / t[i]:
+                after[l] = int((p1[l].cumsum(0) <= uniform[2, i, l]).sum())
+        p2 = masked_posterior(after[None])[0]
+        for l in range(LENGTH):
+            if x[l] != MASK:
+                assert found[i, l] == 0
+                kinds.add("carried over")
+                continue
+            target = p1[l] if after[l] != MASK else p2[l]
+            kinds.add("opened" if after[l] != MASK else "still masked")
+            p = student[i, l].softmax(-1)
+            want = (p * (p / target.clamp_min(1e-9)).log()).sum()
+            torch.testing.assert_close(found[i, l].double(), want, atol=1e-4, rtol=1e-4)
+    assert kinds == {"carried over", "opened", "still masked"}
+    assert sdtt.step_width(3) == 8 / 1024
+
+
+def test_the_argmax_of_a_gaussian_state_is_a_uniform_state() -> None:
+    """With the chance α of the clock, and every other token alike."""
+    vocab, n = 7, 200_000
+    clock = DecodingErrorClock(vocab)
+    for g in (-3.0, -1.0, 1.0):
+        tokens = torch.randint(vocab, (n, 1), generator=torch.Generator().manual_seed(0))
+        noise = torch.randn(n, 1, vocab, generator=torch.Generator().manual_seed(1))
+        level = torch.full((n,), g)
+        x = consistency.argmax_tokens(tokens, level, noise)
+        alpha = float(consistency.kept(torch.tensor([g]), clock))
+        right = float((x == tokens).double().mean())
+        assert right == pytest.approx(alpha + (1 - alpha) / vocab, abs=0.005)
+        wrong = torch.bincount(((x - tokens) % vocab).flatten(), minlength=vocab)[1:].double() / n
+        assert (wrong - (1 - alpha) / vocab).abs().max() < 0.005
+        soft = consistency.soft_tokens(tokens[:100], level[:100], noise[:100], torch.eye(vocab))
+        assert (soft.argmax(-1) == x[:100]).all()
+        assert (soft.max(-1).values > 0.99).double().mean() > 0.9
+    t = consistency.time_of(torch.tensor(0.4), LogLinear())
+    torch.testing.assert_close(LogLinear().alpha(t), torch.tensor(0.4))

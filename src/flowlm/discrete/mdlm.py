@@ -43,10 +43,13 @@ def step(x: Tensor, probs: Tensor, s: float, t: float, uniform: Tensor, mask: in
         probs: p (B, L, V), float64.
         uniform: (2, B, L): whether a token is unmasked, and to what.
     """
-    alpha_s, alpha_t = (schedule.alpha(torch.tensor(v, dtype=torch.float64)) for v in (s, t))
-    # The last step, to s = 0, leaves no mask.
-    opens = uniform[0] < (1.0 if s == 0 else float((alpha_s - alpha_t) / (1 - alpha_t)))
+    opens = uniform[0] < float(opening(*(torch.tensor(v, dtype=torch.float64) for v in (t, s)), schedule))
     return torch.where((x == mask) & opens, categorical(probs, uniform[1]), x)
+
+
+def opening(t: Tensor, s: Tensor, schedule: LogLinear) -> Tensor:
+    """(α_s - α_t)/(1-α_t), the chance that a mask is opened on the way from t to s; 1 for s = 0."""
+    return (schedule.alpha(s) - schedule.alpha(t)) / schedule.noise(t)
 
 
 @torch.no_grad()

@@ -1,0 +1,64 @@
+"""SDTT: a masked model taught to do in one step what it did in two (arXiv 2410.21035).
+
+The teacher takes two ancestral steps of dt from x_t. The target of a masked token is the teacher's posterior at the call
+that opened it, and the second call's for one that stayed masked; the student's answer to x_t is drawn to it by
+KL(student ‖ target). After each round the student becomes the teacher, and dt doubles.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flowlm.discrete import mdlm
+from flowlm.discrete.distil import divergence
+from flowlm.discrete.schedule import LogLinear
+from flowlm.posterior import Target
+
+
+class Either:
+    """One of two targets at each position.
+
+    Args:
+        first: (B, L), whether it is the first one.
+        one, other: targets over the same positions.
+    """
+
+    def __init__(self, first: Tensor, one: Target, other: Target):
+        self.first, self.one, self.other = first.reshape(-1, 1), one, other
+
+    def probs_at(self, rows: slice) -> Tensor:
+        return torch.where(self.first[rows], self.one.probs_at(rows), self.other.probs_at(rows))
+
+
+def losses(
+    student: mdlm.Network,
+    teacher: mdlm.Network,
+    tokens: Tensor,
+    t: Tensor,
+    uniform: Tensor,
+    dt: float,
+    mask: int,
+    schedule: LogLinear,
+) -> Tensor:
+    """KL(student ‖ target) at masked positions, 0 elsewhere, (B, L).
+
+    Args:
+        t: times (B,); steps end at 0 at the earliest.
+        uniform: (3, B, L) float64: what is masked, what the teacher opens, and to what.
+    """
+    x = mdlm.corrupt(tokens, t, uniform[0], mask, schedule)
+    with torch.no_grad():
+        one = teacher(x, t)
+        s = (t - dt).clamp_min(0.0)
+        drawn = one.tokens("categorical", uniform[2])
+        opens = (x == mask) & (uniform[1] < mdlm.opening(t, s, schedule)[:, None])
+        later = torch.where(opens, drawn, x)
+        other = teacher(later, s)
+    loss = divergence(student(x, t), Either(opens, one, other))
+    return torch.where(x == mask, loss, 0.0)
+
+
+def step_width(round_: int, first: float = 1 / 1024) -> float:
+    """dt of a round, from 0."""
+    return first * 2**round_
