@@ -22,7 +22,7 @@ from torch import Tensor
 from flowlm.backbone import BackboneConfig
 from flowlm.clock import Clock, DecodingErrorClock
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.objectives import Objective
+from flowlm.objectives import FlowMapObjective, FlowObjective
 from flowlm.posterior import Posterior
 
 VOCAB, LENGTH = 3, 3
@@ -153,7 +153,7 @@ def tiny_denoiser(two_times: bool = False, seed: int = 0, head_start: float = 0.
 
 
 def train(
-    objective: Objective,
+    objective: FlowObjective | FlowMapObjective,
     model: Denoiser,
     steps: int,
     *,

@@ -218,15 +218,16 @@ class Backbone(nn.Module):
         """
         cfg = self.config
         if cache is not None and not self.causal:
-            raise ValueError("a cache is for a causal backbone: one that looks both ways reads all of it again")
+            raise ValueError(
+                "a cache is for a causal backbone: one that looks both ways reads all of it again"
+            )
         start = 0 if cache is None else cache.length
         length = start + h.shape[1]
-        if cfg.position != "rotary" or cache is not None:
-            if length > self.length:
-                raise ValueError(
-                    f"a sequence of {length} tokens is longer than the {self.length} learned positions: "
-                    "train with model.length at least as large, or model.backbone.position = 'rotary'"
-                )
+        if (cfg.position != "rotary" or cache is not None) and length > self.length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than the {self.length} learned positions: "
+                "train with model.length at least as large, or model.backbone.position = 'rotary'"
+            )
         if cfg.position != "rotary":
             h = h + self.positions[start:length].to(h.dtype)
         rotary = None

@@ -42,14 +42,18 @@ class SamplerOptions:
 
     seed: int = 0
     """Passage i depends on (seed, i) alone."""
-    gamma: float = 0.0
-    """Share of re-noising between steps, in [0, 1]."""
-    prior_scale: float = 1.0
-    """Scale of the initial noise; below 1 writes likelier, less varied text."""
-    temperature: float = 1.0
-    """Temperature of every posterior."""
-    last: str = "argmax"
-    """Rule of the last step: argmax or categorical."""
+    gamma: float | None = None
+    """Of flows, share of re-noising between steps, in [0, 1]: 0."""
+    prior_scale: float | None = None
+    """Of flows, scale of the initial noise: 1; below it text is likelier and less varied."""
+    temperature: float | None = None
+    """Temperature of every posterior: 1."""
+    top_k: int | None = None
+    """Of AR, draw among the k likeliest tokens: 0, all."""
+    top_p: float | None = None
+    """Of AR, draw among the likeliest tokens that weigh p together: 1, all."""
+    last: str | None = None
+    """Rule of the last step: argmax (flows), or categorical (the others)."""
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     dtype: str = "auto"
@@ -57,10 +61,9 @@ class SamplerOptions:
 
     @property
     def sampler(self) -> dict[str, Any]:
-        """What the sample file's header says of the sampler."""
-        from flowlm.evaluation.samples import DEFAULT_SAMPLER
-
-        return {name: getattr(self, name) for name in DEFAULT_SAMPLER}
+        """The options that were given; the others are as the model's family has them."""
+        names = ("gamma", "prior_scale", "temperature", "top_k", "top_p", "last")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -550,17 +553,16 @@ def _info(args: list[str]) -> int:
     target = _run_or_packaged(args)
     from flowlm.card import CARD
     from flowlm.config import RunConfig, dump_toml, from_dict, load_recipe, read_toml
-    from flowlm.denoiser import Denoiser
     from flowlm.evaluation.runs import describe_data
+    from flowlm.families import family_of
     from flowlm.model import PACKAGED, read_model_config
     from flowlm.training.checkpoint import RunDirectory
 
     if target.is_dir():
         model_config = read_model_config(target)
-        model = Denoiser(model_config)
-        print(
-            f"{target}: {'FMLM (flow map, two times)' if model_config.two_times else 'FLM (flow, one time)'}"
-        )
+        model = family_of(model_config).network(model_config)
+        kind = family_of(model_config)
+        print(f"{target}: {kind.label} (objective {kind.name!r})")
         print(_size({"model": dataclasses.asdict(model_config)}, model))
         steps = RunDirectory(target).steps()
         print(f"checkpoints: {', '.join(map(str, steps)) or 'none'}")

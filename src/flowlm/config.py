@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from flowlm.data.corpora import DataConfig
 from flowlm.denoiser import DenoiserConfig
+from flowlm.families import NAMES, family
 from flowlm.objectives.flow_map import FlowMapConfig
 
 T = TypeVar("T")
@@ -152,17 +153,18 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.objective not in ("flow", "flow-map"):
-            raise ValueError(f"objective = {self.objective!r}: use 'flow' or 'flow-map'")
-        if self.objective == "flow-map" and self.train.choose == "best":
+        kind = family(self.objective)
+        if self.train.choose == "best" and not kind.held_out_ranks:
             raise ValueError(
-                "train.choose = 'best' means nothing for 'flow-map': its held-out loss is taken to a moving target; "
-                "use 'last', and compare checkpoints by their samples"
+                f"train.choose = 'best' means nothing for {self.objective!r}: its held-out loss is taken to a moving "
+                "target; use 'last', and compare checkpoints by their samples"
             )
-        if self.teacher and self.objective != "flow-map":
+        if self.teacher and not kind.taught:
             raise ValueError(
-                "teacher is set but the objective is 'flow': only 'flow-map' learns from a teacher"
+                f"teacher is set but the objective is {self.objective!r}, which learns from data alone: use "
+                f"{', '.join(repr(name) for name in NAMES if family(name).taught)}"
             )
+        kind.check(self)
 
 
 def nearest(name: str, known: typing.Iterable[str]) -> str:

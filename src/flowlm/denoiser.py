@@ -44,6 +44,8 @@ class DenoiserConfig:
     """sha256 of the tokens in the order of their ids; filled in from the tokenizer. Empty: not known."""
     length: int = 64
     """L, tokens in a passage."""
+    family: str = "flow"
+    """What kind of network it is, filled in from the objective: "flow", or one of `flowlm.families`."""
     two_times: bool = False
     """Whether the network reads (s, t), as a flow map does, or one time."""
     clock: str = "decoding-error"
@@ -65,6 +67,18 @@ class DenoiserConfig:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
 
 
+def check_size(config: DenoiserConfig) -> None:
+    """Refuse what no network can be made of."""
+    if config.vocab_size < 2:
+        raise ValueError(
+            f"a vocabulary of {config.vocab_size} tokens leaves nothing to learn: V must be at least 2"
+        )
+    if config.length < 1:
+        raise ValueError(f"model.length must be at least 1, got {config.length}")
+    if config.embedding_scale <= 0:
+        raise ValueError(f"model.embedding_scale must be positive, got {config.embedding_scale}")
+
+
 #: Widths of clock time below it are rounding: time(τ) is good where 1e-6 < τ < 1 - 1e-6.
 CLOCK_ROUNDING = 1e-6
 
@@ -78,12 +92,7 @@ class Denoiser(nn.Module):
 
     def __init__(self, config: DenoiserConfig):
         super().__init__()
-        if config.vocab_size < 2:
-            raise ValueError(
-                f"a vocabulary of {config.vocab_size} tokens leaves nothing to learn: V must be at least 2"
-            )
-        if config.length < 1:
-            raise ValueError(f"model.length must be at least 1, got {config.length}")
+        check_size(config)
         if config.prior_rank < 0:
             raise ValueError(
                 f"model.prior_rank cannot be negative, got {config.prior_rank}: 0 is one prior everywhere"
@@ -97,8 +106,6 @@ class Denoiser(nn.Module):
             raise ValueError(f"model.head_start is a share of the way in [0, 1), got {config.head_start}")
         self.config = config
         width = config.backbone.width
-        if config.embedding_scale <= 0:
-            raise ValueError(f"model.embedding_scale must be positive, got {config.embedding_scale}")
         bound = config.embedding_scale / width**0.5
         self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-bound, bound))
         self.backbone = Backbone(config.backbone, config.length)

@@ -1,4 +1,4 @@
-"""`FlowLM`: a denoiser with its tokenizer, as a folder that is loaded, generated from and saved."""
+"""`FlowLM`: a network with its tokenizer, as a folder that is loaded, generated from and saved."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from flowlm import files
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.config import from_dict, to_dict
 from flowlm.data.tokens import Tokenizer
-from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.denoiser import DenoiserConfig
 from flowlm.device import precision, resolve_device, resolve_dtype
-from flowlm.samplers import Sample, Step, check_sampler_options, sample
+from flowlm.families import family_of
+from flowlm.samplers import Step
 from flowlm.weights import load_weights, stored_as, write_weights
 
 FORMAT = "flowlm/1"
@@ -42,7 +43,7 @@ class Generation:
 
 
 class FlowLM:
-    """A flow language model, or its flow map, with its tokenizer.
+    """A flow language model, its flow map, or a model of another family (`family`), with its tokenizer.
 
     Args:
         denoiser: the network.
@@ -53,7 +54,7 @@ class FlowLM:
         ValueError: the tokenizer's vocabulary is not the denoiser's.
     """
 
-    def __init__(self, denoiser: Denoiser, tokenizer: Tokenizer, sampling_clock: Clock | None = None):
+    def __init__(self, denoiser: Any, tokenizer: Tokenizer, sampling_clock: Clock | None = None):
         if tokenizer.vocab_size != denoiser.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens and the model {denoiser.config.vocab_size}: "
@@ -65,6 +66,7 @@ class FlowLM:
                 "another run"
             )
         self.denoiser, self.tokenizer, self.sampling_clock = denoiser, tokenizer, sampling_clock
+        self.family = family_of(denoiser.config)
         self.source: Path | None = None
         """The file its weights were read from, if any."""
         self.data: dict[str, Any] = {}
@@ -73,12 +75,13 @@ class FlowLM:
     @property
     def embedding(self) -> nn.Parameter:
         """E (V, d)."""
-        return self.denoiser.embedding
+        embedding: nn.Parameter = self.denoiser.embedding
+        return embedding
 
     @property
     def length(self) -> int:
         """L, tokens in a passage."""
-        return self.denoiser.config.length
+        return int(self.denoiser.config.length)
 
     @classmethod
     def from_pretrained(
@@ -102,11 +105,11 @@ class FlowLM:
         name = weights
         if weights == "auto":
             name = "ema" if (folder / "ema.safetensors").exists() else "model"
-        denoiser = Denoiser(config)
+        denoiser = family_of(config).network(config)
         load_weights(denoiser, folder / f"{name}.safetensors")
         denoiser.eval()
         tokenizer = Tokenizer.load(folder)
-        sampling = read_sampling_clock(folder, denoiser.clock)
+        sampling = read_sampling_clock(folder, getattr(denoiser, "clock", None))
         place = resolve_device(device)
         model = cls(denoiser.to(place), tokenizer, None if sampling is None else sampling.to(place))
         model.source = folder / f"{name}.safetensors"
@@ -145,16 +148,16 @@ class FlowLM:
         *,
         seed: int = 0,
         first: int = 0,
-        gamma: float = 0.0,
-        prior_scale: float = 1.0,
-        temperature: float = 1.0,
-        last: str = "argmax",
         dtype: str = "float32",
         batch: int = 0,
         callback: Callable[[Step], None] | None = None,
+        **options: Any,
     ) -> Iterator[Generation]:
         """As `generate`, handing out parts that fit in memory, of at most `batch` passages."""
-        check_sampler_options(steps, gamma, prior_scale, temperature, last, num)
+        options = self.family.check_options(options)
+        for name, value in (("steps", steps), ("num", num)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         device = self.embedding.device
         compute, _ = resolve_dtype(dtype, device)
         size = max(
@@ -163,19 +166,16 @@ class FlowLM:
         size = min(size, batch or size)
         for start in range(0, num, size):
             with precision(device, compute):
-                part: Sample = sample(
+                part = self.family.sample(
                     self.denoiser,
                     min(size, num - start),
                     self.length,
                     steps,
                     seed=seed,
                     first=first + start,
-                    gamma=gamma,
-                    prior_scale=prior_scale,
-                    temperature=temperature,
-                    last=last,
                     clock=self.sampling_clock,
                     callback=callback,
+                    **options,
                 )
             tokens = part.tokens.cpu()
             yield Generation([self._text(row) for row in tokens.tolist()], tokens, part.nfe)
@@ -192,8 +192,9 @@ class FlowLM:
         Args:
             num: how many; done in parts that fit in memory.
             steps: network calls per passage.
-            options: seed, first, gamma, prior_scale, temperature, last, dtype, batch, callback: see
-                `flowlm.sample`. Passage i depends on (seed, first + i) alone.
+            options: seed, first, dtype, batch, callback, and those of the family's sampler (`family.options`): of
+                flows gamma, prior_scale, temperature, last: see `flowlm.sample`. Passage i depends on (seed, first + i)
+                alone.
         """
         return [text for part in self.generate_in_parts(num, steps, **options) for text in part.texts]
 
@@ -261,7 +262,7 @@ def write_sampling_clock(folder: Path, clock: Clock | None) -> None:
     files.write_json(folder / "clock.json", state)
 
 
-def read_sampling_clock(folder: Path, base: Clock) -> Clock | None:
+def read_sampling_clock(folder: Path, base: Clock | None) -> Clock | None:
     """The sampling clock saved beside a model; None for the conditioning clock.
 
     Raises:
@@ -274,6 +275,8 @@ def read_sampling_clock(folder: Path, base: Clock) -> Clock | None:
         state = json.loads(path.read_text(encoding="utf-8"))
         if state["sampling"] == "conditioning":
             return None
+        if base is None:
+            raise KeyError("a clock, for a model that has none")
         clock = AdaptiveClock(base, len(state["total"]), state["floor"], state["memory"])
         for name in ("cdf", "total", "count"):
             getattr(clock, name).copy_(torch.tensor(state[name], dtype=torch.float64))

@@ -8,8 +8,9 @@ sampling. The last of N network calls gives the tokens. (arXiv 2602.16813, the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from flowlm.denoiser import Denoiser
 from flowlm.device import wide
 from flowlm.path import renoise, renoise_times, step
 from flowlm.posterior import Posterior
+
+#: Options of the flows' sampler.
+DEFAULTS: Mapping[str, Any] = {"gamma": 0.0, "prior_scale": 1.0, "temperature": 1.0, "last": "argmax"}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,9 @@ def masked_posterior(x: Tensor, t: Tensor | None = None) -> Tensor:
     """p(w_l = k | x) by enumeration, x with masks (B, L)."""
     fits = ((x[:, None] == LANGUAGE.passages) | (x[:, None] == MASK)).all(-1)
     weights = fits * LANGUAGE.probs
-    return torch.einsum("bp,plk->blk", weights / weights.sum(-1, keepdim=True).clamp_min(1e-300), LANGUAGE.onehot)
+    return torch.einsum(
+        "bp,plk->blk", weights / weights.sum(-1, keepdim=True).clamp_min(1e-300), LANGUAGE.onehot
+    )
 
 
 def uniform_posterior(x: Tensor, t: Tensor, schedule: LogLinear = EXACT) -> Tensor:
@@ -42,10 +44,10 @@ def uniform_posterior(x: Tensor, t: Tensor, schedule: LogLinear = EXACT) -> Tens
     alpha = schedule.alpha(t.double())[:, None, None]
     chance = alpha * (x[:, None] == LANGUAGE.passages) + (1 - alpha) / VOCAB
     out = []
-    for l in range(LENGTH):
-        others = [m for m in range(LENGTH) if m != l]
+    for at in range(LENGTH):
+        others = [m for m in range(LENGTH) if m != at]
         weights = chance[..., others].prod(-1) * LANGUAGE.probs
-        out.append(weights / weights.sum(-1, keepdim=True) @ LANGUAGE.onehot[:, l])
+        out.append(weights / weights.sum(-1, keepdim=True) @ LANGUAGE.onehot[:, at])
     return torch.stack(out, 1)
 
 
@@ -68,7 +70,7 @@ def chi_squared(tokens: Tensor, law: Tensor) -> float:
 
 FACTORISED = torch.stack(
     [
-        math.prod([(LANGUAGE.probs[:, None] * LANGUAGE.onehot[:, l]).sum(0)[w[l]] for l in range(LENGTH)])
+        math.prod([(LANGUAGE.probs[:, None] * LANGUAGE.onehot[:, at]).sum(0)[w[at]] for at in range(LENGTH)])
         for w in LANGUAGE.passages
     ]
 )
@@ -86,8 +88,6 @@ def test_categorical_draws_are_exact_to_float64() -> None:
 
 
 # -- MDLM, SEDD ----------------------------------------------------------------------------------------------------
-
-
 
 
 def mean_over_times(loss: Callable[[float], float], points: int) -> float:
@@ -188,7 +188,9 @@ def test_a_step_that_opened_nothing_is_not_asked_again() -> None:
         asked.append(x.clone())
         return ExactPosterior(masked_posterior(x), EYE)
 
-    tokens, calls = mdlm.sample(net, (2, LENGTH), 200, lambda i: uniforms(2, 2, LENGTH, seed=i), MASK, LogLinear())
+    tokens, calls = mdlm.sample(
+        net, (2, LENGTH), 200, lambda i: uniforms(2, 2, LENGTH, seed=i), MASK, LogLinear()
+    )
     assert calls == len(asked) <= 2 * LENGTH
     assert all(not torch.equal(a, b) for a, b in itertools.pairwise(asked))
     assert int(tokens.max()) < VOCAB
@@ -254,7 +256,13 @@ def test_uniform_sampler(steps: int) -> None:
     n, schedule = 60_000, LogLinear()
     exact = network(lambda x, t: uniform_posterior(x, t, schedule))
     tokens = duo.sample(
-        exact, (n, LENGTH), steps, uniforms(n, LENGTH, seed=99), lambda i: uniforms(n, LENGTH, seed=i), VOCAB, schedule
+        exact,
+        (n, LENGTH),
+        steps,
+        uniforms(n, LENGTH, seed=99),
+        lambda i: uniforms(n, LENGTH, seed=i),
+        VOCAB,
+        schedule,
     )
     if steps > 1:
         assert LANGUAGE.total_variation(tokens) < 0.02
@@ -270,8 +278,7 @@ def one_step_law(schedule: LogLinear) -> Tensor:
     p = uniform_posterior(starts, torch.ones(27, dtype=torch.float64), schedule)
     weights = duo.posterior_weights(p, starts, 0.0, 1.0, schedule)
     q = weights / weights.sum(-1, keepdim=True)
-    law = torch.stack([q[:, torch.arange(LENGTH), w].prod(-1).mean() for w in LANGUAGE.passages])
-    return law
+    return torch.stack([q[:, torch.arange(LENGTH), w].prod(-1).mean() for w in LANGUAGE.passages])
 
 
 def test_greedy_tail() -> None:
@@ -334,20 +341,20 @@ def test_two_steps_in_one() -> None:
         p1 = masked_posterior(x[None])[0]
         s = max(float(t[i]) - dt, 0.0)
         after = x.clone()
-        for l in range(LENGTH):
-            if x[l] == MASK and uniform[1, i, l] < (t[i] - s) / t[i]:
-                after[l] = int((p1[l].cumsum(0) <= uniform[2, i, l]).sum())
+        for at in range(LENGTH):
+            if x[at] == MASK and uniform[1, i, at] < (t[i] - s) / t[i]:
+                after[at] = int((p1[at].cumsum(0) <= uniform[2, i, at]).sum())
         p2 = masked_posterior(after[None])[0]
-        for l in range(LENGTH):
-            if x[l] != MASK:
-                assert found[i, l] == 0
+        for at in range(LENGTH):
+            if x[at] != MASK:
+                assert found[i, at] == 0
                 kinds.add("carried over")
                 continue
-            target = p1[l] if after[l] != MASK else p2[l]
-            kinds.add("opened" if after[l] != MASK else "still masked")
-            p = student[i, l].softmax(-1)
+            target = p1[at] if after[at] != MASK else p2[at]
+            kinds.add("opened" if after[at] != MASK else "still masked")
+            p = student[i, at].softmax(-1)
             want = (p * (p / target.clamp_min(1e-9)).log()).sum()
-            torch.testing.assert_close(found[i, l].double(), want, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(found[i, at].double(), want, atol=1e-4, rtol=1e-4)
     assert kinds == {"carried over", "opened", "still masked"}
     assert sdtt.step_width(3) == 8 / 1024
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowlm.denoiser import DenoiserConfig
 from flowlm.discrete import ar, mdlm
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
@@ -19,7 +20,8 @@ B, L, V = 4, 6, 11
 
 def make(*, causal: bool = False, timed: bool = False, seed: int = 0) -> TokenNetwork:
     torch.manual_seed(seed)
-    net = TokenNetwork(V, L, dataclasses.replace(PLAIN, qk_norm=True), causal=causal, timed=timed)
+    config = DenoiserConfig(vocab_size=V, length=L, backbone=dataclasses.replace(PLAIN, qk_norm=True))
+    net = TokenNetwork(config, causal=causal, timed=timed)
     unzero(net)
     return net
 
@@ -89,18 +91,19 @@ def test_it_learns_the_law_of_the_toy() -> None:
     config = dataclasses.replace(PLAIN, width=32, depth=2, qk_norm=True)
     entropy = float(-(LANGUAGE.probs * LANGUAGE.probs.log()).sum())
     for kind in ("ar", "mdlm"):
-        net = TokenNetwork(VOCAB, LENGTH, config, causal=kind == "ar")
+        shape = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, backbone=config)
+        net = TokenNetwork(shape, causal=kind == "ar")
         optimizer = torch.optim.AdamW(net.parameters(), lr=5e-3, weight_decay=0.0)
         gen = torch.Generator().manual_seed(0)
         found = []
-        for step in range(300):
+        for _ in range(300):
             tokens = LANGUAGE.sample(512, gen)
             if kind == "ar":
                 loss = ar.losses(net, tokens)
             else:
                 t = LogLinear().times((torch.arange(512) + torch.rand(512, generator=gen)) / 512)
                 uniform = torch.rand(512, LENGTH, generator=gen, dtype=torch.float64)
-                loss = mdlm.losses(lambda x, t: net(x), tokens, t, uniform, VOCAB, LogLinear())
+                loss = mdlm.losses(lambda x, t, net=net: net(x), tokens, t, uniform, VOCAB, LogLinear())
             loss.sum(-1).mean().backward()
             optimizer.step()
             optimizer.zero_grad()

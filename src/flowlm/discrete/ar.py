@@ -1,19 +1,27 @@
 """AR: one token after another, each from those before it. The exact likelihood, and L network calls a passage.
 
-    log p(w) = Σ_l log p(w_l | w_<l)
+log p(w) = Σ_l log p(w_l | w_<l)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from flowlm.backbone import KVCache
+from flowlm.discrete.base import Discrete, DiscreteObjective
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
+from flowlm.families import Objective
 from flowlm.posterior import Posterior
+from flowlm.samplers import Sample, Step
+
+if TYPE_CHECKING:
+    from flowlm.clock import Clock
+    from flowlm.config import RunConfig
 
 
 def shifted(tokens: Tensor, begin: int) -> Tensor:
@@ -23,7 +31,7 @@ def shifted(tokens: Tensor, begin: int) -> Tensor:
 
 def losses(network: TokenNetwork, tokens: Tensor) -> Tensor:
     """-log p(w_l | w_<l) (B, L): the exact likelihood, and what is minimised."""
-    return network(shifted(tokens, network.vocab_size)).cross_entropy(tokens)
+    return network(shifted(tokens, network.config.vocab_size)).cross_entropy(tokens)
 
 
 def narrowed(log_probs: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -70,7 +78,7 @@ def sample(
         else network.embedding.dtype
     )
     cache = KVCache(network.backbone, batch, device, dtype)
-    token = torch.full((batch, 1), network.vocab_size, device=device)
+    token = torch.full((batch, 1), network.config.vocab_size, device=device)
     out = []
     for position in range(length):
         posterior = network(token, cache=cache)
@@ -83,3 +91,61 @@ def sample(
             token = categorical(weights, uniform[:, position : position + 1])
         out.append(token)
     return torch.cat(out, 1)
+
+
+class AR(Discrete):
+    """The autoregressive family."""
+
+    name = network_name = "ar"
+    label = "AR"
+    causal = True
+    options: ClassVar[Mapping[str, Any]] = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "last": "categorical",
+    }
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        return DiscreteObjective(lambda net, tokens, noise, draws: losses(net, tokens), 0, timed=False)
+
+    def calls(self, steps: int, length: int) -> int:
+        return length
+
+    def sample(
+        self,
+        network: TokenNetwork,
+        num: int,
+        length: int,
+        steps: int,
+        *,
+        seed: int,
+        first: int,
+        clock: Clock | None,
+        callback: Callable[[Step], None] | None,
+        **options: Any,
+    ) -> Sample:
+        check_draws(**options)
+        device = network.embedding.device
+        uniform = self._uniforms(seed, "ar", num, first, (length,), device)(0)
+
+        def seen(position: int, posterior: Posterior) -> None:
+            assert callback is not None
+            callback(Step(position, position / length, posterior.hidden, posterior))
+
+        tokens = sample(network, uniform, callback=None if callback is None else seen, **options)
+        return Sample(tokens, length)
+
+
+def check_draws(temperature: float, top_k: int, top_p: float, last: str) -> None:
+    """Refuse options that mean nothing, with the reason."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}: 1 leaves the posterior as it is")
+    if top_k < 0:
+        raise ValueError(f"top_k must be at least 0, got {top_k}: 0 keeps all tokens")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1], got {top_p}: 1 keeps all tokens")
+    if last not in ("categorical", "argmax"):
+        raise ValueError(f"last = {last!r}: tokens are drawn ('categorical') or the likeliest ('argmax')")

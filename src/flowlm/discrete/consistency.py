@@ -1,7 +1,7 @@
 """Duo's discrete consistency distillation (arXiv 2506.10892), and the Gaussian states behind uniform ones.
 
-A uniform state is the argmax of a Gaussian one, w = α̃ x_0 + σ̃ ε with α̃² = sigmoid(-g): its argmax is the clean token with
-the chance P_c, and any other with equal chances, so that
+A uniform state is the argmax of a Gaussian one, w = α̃ x_0 + σ̃ ε with α̃² = sigmoid(-g): its argmax is the clean token
+with the chance P_c, and any other with equal chances, so that
 
     α = (V P_c - 1)/(V - 1)      at the signal-to-noise α̃/σ̃
 
@@ -42,11 +42,17 @@ def argmax_tokens(tokens: Tensor, g: Tensor, noise: Tensor) -> Tensor:
     """
     signal, sigma = (part.to(noise.dtype)[:, None, None] for part in gaussian(g))
     state = sigma * noise
-    return state.scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1).to(state.dtype)).argmax(-1)
+    return state.scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1).to(state.dtype)).argmax(
+        -1
+    )
 
 
-def soft_tokens(tokens: Tensor, g: Tensor, noise: Tensor, embedding: Tensor, temperature: float = 1e-3) -> Tensor:
+def soft_tokens(
+    tokens: Tensor, g: Tensor, noise: Tensor, embedding: Tensor, temperature: float = 1e-3
+) -> Tensor:
     """softmax((α̃ x_0 + σ̃ ε)/temperature)·E (B, L, d): the curriculum's input, near the argmax's embedding."""
     signal, sigma = (part.to(noise.dtype)[:, None, None] for part in gaussian(g))
-    state = (sigma * noise).scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1).to(noise.dtype))
+    state = (sigma * noise).scatter_add(
+        -1, tokens[..., None], signal.expand(*tokens.shape, 1).to(noise.dtype)
+    )
     return (state / temperature).softmax(-1) @ embedding

@@ -1,6 +1,6 @@
 """What the few-step students of the discrete families minimise: a divergence from a target that their teacher makes.
 
-    KL(student ‖ target) = Σ_k p_k (log p_k - log target_k)        (SDTT, Duo's discrete consistency distillation)
+KL(student ‖ target) = Σ_k p_k (log p_k - log target_k)        (SDTT, Duo's discrete consistency distillation)
 """
 
 from __future__ import annotations

@@ -17,14 +17,23 @@ chance that α gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
+from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
+from flowlm.families import Objective
 from flowlm.posterior import Posterior
+from flowlm.samplers import Sample, Step
+
+if TYPE_CHECKING:
+    from flowlm.clock import Clock
+    from flowlm.config import RunConfig
 
 #: Tokens, none of them a mask, and a time, to the posterior.
 Network = Callable[[Tensor, Tensor], Posterior]
@@ -101,6 +110,7 @@ def sample(
     temperature: float = 1.0,
     last: str = "categorical",
     device: torch.device | str = "cpu",
+    callback: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Passages (B, L) from uniform tokens, in ancestral steps from t = 1 to 0.
 
@@ -114,7 +124,58 @@ def sample(
     for i in range(steps):
         t, s = 1 - i / steps, (0.0 if i + 1 == steps else 1 - (i + 1) / steps)
         posterior = network(x, torch.full(shape[:1], t, device=device))
+        if callback is not None:
+            callback(Step(i, t, x, posterior))
         p = (posterior.log_probs().double() / temperature).softmax(-1)
         weights = posterior_weights(p, x, s, t, schedule)
         x = weights.argmax(-1) if last == "argmax" and s == 0 else categorical(weights, uniforms(i))
     return x
+
+
+class Duo(Discrete):
+    """The family of uniform states."""
+
+    name = network_name = "duo"
+    label = "Duo"
+    timed = True
+    extra = 0
+    options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        def of(net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+            return losses(net, tokens, draws["t"], noise, net.config.vocab_size, SCHEDULE)
+
+        return DiscreteObjective(of, 2, timed=True)
+
+    def sample(
+        self,
+        network: TokenNetwork,
+        num: int,
+        length: int,
+        steps: int,
+        *,
+        seed: int,
+        first: int,
+        clock: Clock | None,
+        callback: Callable[[Step], None] | None,
+        **options: Any,
+    ) -> Sample:
+        check_rule(**options)
+        device = network.embedding.device
+        begin = self._uniforms(seed, "duo first", num, first, (length,), device)
+        uniforms = self._uniforms(seed, "duo", num, first, (length,), device)
+        tokens = sample(
+            network,
+            (num, length),
+            steps,
+            begin(0),
+            uniforms,
+            network.config.vocab_size,
+            SCHEDULE,
+            device=device,
+            callback=callback,
+            **options,
+        )
+        return Sample(tokens, steps)

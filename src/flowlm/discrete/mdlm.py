@@ -8,14 +8,23 @@ are no masks are carried over. The network reads no time: the masks say it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
+from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
+from flowlm.families import Objective
 from flowlm.posterior import Posterior
+from flowlm.samplers import Sample, Step
+
+if TYPE_CHECKING:
+    from flowlm.clock import Clock
+    from flowlm.config import RunConfig
 
 #: Tokens with masks in them, and a time, to the posterior.
 Network = Callable[[Tensor, Tensor], Posterior]
@@ -36,7 +45,9 @@ def losses(
     return weight * network(x, t).cross_entropy(tokens)
 
 
-def step(x: Tensor, probs: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear) -> Tensor:
+def step(
+    x: Tensor, probs: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear
+) -> Tensor:
     """x_s (B, L) of x_t, by the true posterior under the predicted tokens.
 
     Args:
@@ -64,6 +75,7 @@ def sample(
     temperature: float = 1.0,
     last: str = "categorical",
     device: torch.device | str = "cpu",
+    callback: Callable[[Step], None] | None = None,
 ) -> tuple[Tensor, int]:
     """Passages (B, L) by ancestral steps from all masks, and the network calls it took.
 
@@ -85,6 +97,8 @@ def sample(
         if posterior is None:
             posterior = network(x, torch.full(shape[:1], t, device=device))
             calls += 1
+        if callback is not None:
+            callback(Step(i, t, x, posterior))
         if last == "argmax" and s == 0:
             new = torch.where(x == mask, posterior.tokens(), x)
         else:
@@ -96,3 +110,47 @@ def sample(
         if not bool((x == mask).any()):
             break
     return x, calls
+
+
+class MDLM(Discrete):
+    """The family of masked diffusion."""
+
+    name = network_name = "mdlm"
+    label = "MDLM"
+    options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        def of(net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+            return losses(lambda x, t: net(x), tokens, draws["t"], noise[0], net.config.vocab_size, SCHEDULE)
+
+        return DiscreteObjective(of, 1, timed=True)
+
+    def sample(
+        self,
+        network: TokenNetwork,
+        num: int,
+        length: int,
+        steps: int,
+        *,
+        seed: int,
+        first: int,
+        clock: Clock | None,
+        callback: Callable[[Step], None] | None,
+        **options: Any,
+    ) -> Sample:
+        check_rule(**options)
+        device = network.embedding.device
+        tokens, _ = sample(
+            lambda x, t: network(x),
+            (num, length),
+            steps,
+            self._uniforms(seed, "mdlm", num, first, (2, length), device),
+            network.config.vocab_size,
+            SCHEDULE,
+            device=device,
+            callback=callback,
+            **options,
+        )
+        return Sample(tokens, steps)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flowlm.backbone import Backbone, BackboneConfig, KVCache, TimeEmbedding
+from flowlm.backbone import Backbone, KVCache, TimeEmbedding
+from flowlm.denoiser import DenoiserConfig, check_size
 from flowlm.posterior import Head, Posterior
 
 
@@ -14,45 +15,32 @@ class TokenNetwork(nn.Module):
     """Embedding, backbone and head over V tokens, and one more that is only read: the mask, or the beginning.
 
     Args:
-        vocab_size: V.
-        length: L.
-        config: shape and choices of the transformer.
+        config: V, L, the transformer; what in it is for flows is not read.
         causal: whether a position sees only those before it.
         timed: whether it reads a time; a mask says by itself how noisy a passage is.
         extra: tokens that are read and never written, numbered from V.
-        embedding_scale: entries of the embedding start uniform in ±scale/√d.
-        tied: share the head's weight with the embedding.
-        softcap: of the logits; 0 for none.
+
+    Raises:
+        ValueError: a vocabulary of fewer than two tokens, a passage of fewer than one.
     """
 
-    def __init__(
-        self,
-        vocab_size: int,
-        length: int,
-        config: BackboneConfig,
-        *,
-        causal: bool = False,
-        timed: bool = False,
-        extra: int = 1,
-        embedding_scale: float = 3.0,
-        tied: bool = False,
-        softcap: float = 0.0,
-    ):
+    def __init__(self, config: DenoiserConfig, *, causal: bool = False, timed: bool = False, extra: int = 1):
         super().__init__()
-        self.vocab_size, self.length, self.timed = vocab_size, length, timed
-        bound = embedding_scale / config.width**0.5
-        self.embedding = nn.Parameter(torch.empty(vocab_size, config.width).uniform_(-bound, bound))
+        check_size(config)
+        self.config, self.timed = config, timed
+        width = config.backbone.width
+        bound = config.embedding_scale / width**0.5
+        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-bound, bound))
         if extra:
-            self.extra = nn.Parameter(torch.empty(extra, config.width).uniform_(-bound, bound))
-        self.backbone = Backbone(config, length, causal)
+            self.extra = nn.Parameter(torch.empty(extra, width).uniform_(-bound, bound))
+        self.backbone = Backbone(config.backbone, config.length, causal)
         if timed:
-            self.time_embedding = TimeEmbedding(config.conditioning, config.time_scale)
-        self.head = Head(config.width, vocab_size, softcap, self.embedding if tied else None)
-        self.conditioning = config.conditioning
+            self.time_embedding = TimeEmbedding(config.backbone.conditioning, config.backbone.time_scale)
+        self.head = Head(
+            width, config.vocab_size, config.logit_softcap, self.embedding if config.tied_head else None
+        )
 
-    def forward(
-        self, tokens: Tensor, t: Tensor | None = None, cache: KVCache | None = None
-    ) -> Posterior:
+    def forward(self, tokens: Tensor, t: Tensor | None = None, cache: KVCache | None = None) -> Posterior:
         """The posterior over V tokens at each position.
 
         Args:
@@ -71,7 +59,7 @@ class TokenNetwork(nn.Module):
                 cond = self.time_embedding(t.float().expand(len(h)))
         else:
             # Its modulations are then their biases: gains and shifts that are learned, and the same for all.
-            cond = h.new_zeros(len(h), 1, self.conditioning)
+            cond = h.new_zeros(len(h), 1, self.config.backbone.conditioning)
         cond = F.silu(cond)
         if torch.is_autocast_enabled(h.device.type):
             dtype = torch.get_autocast_dtype(h.device.type)

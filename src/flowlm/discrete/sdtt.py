@@ -1,7 +1,7 @@
 """SDTT: a masked model taught to do in one step what it did in two (arXiv 2410.21035).
 
-The teacher takes two ancestral steps of dt from x_t. The target of a masked token is the teacher's posterior at the call
-that opened it, and the second call's for one that stayed masked; the student's answer to x_t is drawn to it by
+The teacher takes two ancestral steps of dt from x_t. The target of a masked token is the teacher's posterior at the
+call that opened it, and the second call's for one that stayed masked; the student's answer to x_t is drawn to it by
 KL(student ‖ target). After each round the student becomes the teacher, and dt doubles.
 """
 

@@ -11,15 +11,24 @@ where V, the number of tokens, is that of all states but the mask. At its minimu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.mdlm import corrupt
+from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
+from flowlm.families import Objective
 from flowlm.posterior import Posterior
+from flowlm.samplers import Sample, Step
+
+if TYPE_CHECKING:
+    from flowlm.clock import Clock
+    from flowlm.config import RunConfig
 
 #: Tokens with masks in them, and a time, to scores' logits.
 Network = Callable[[Tensor, Tensor], Posterior]
@@ -46,7 +55,9 @@ def losses(
     return torch.where(x == mask, rate * entropy, 0.0)
 
 
-def step(x: Tensor, scores: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear) -> Tensor:
+def step(
+    x: Tensor, scores: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear
+) -> Tensor:
     """x_s (B, L) of x_t by the analytic sampler (Tweedie's): a mask becomes k with weight s_k (α_s/α_t - 1), and stays
     with weight 1 - Σ_k of these, if that is left.
 
@@ -71,6 +82,7 @@ def sample(
     schedule: LogLinear,
     *,
     device: torch.device | str = "cpu",
+    callback: Callable[[Step], None] | None = None,
 ) -> Tensor:
     """Passages (B, L) from all masks, in uniform steps from t = 1 to 0; the last leaves no mask.
 
@@ -83,6 +95,47 @@ def sample(
         alpha = schedule.alpha(torch.tensor(t, dtype=torch.float64))
         # At ε = 0 nothing is left of a token at t = 1, and a score of it would be 0.
         log_r = float(torch.log(alpha.clamp_min(1e-12) / (1 - alpha)))
-        net = network(x, torch.full(shape[:1], t, device=device)).map(lambda net, _: net).double()
+        posterior = network(x, torch.full(shape[:1], t, device=device))
+        if callback is not None:
+            callback(Step(i, t, x, posterior))
+        net = posterior.map(lambda net, _: net).double()
         x = step(x, (net + log_r - math.log(mask)).exp(), s, t, uniforms(i), mask, schedule)
     return x
+
+
+class SEDD(Discrete):
+    """The family of score entropy with absorbing states."""
+
+    name = network_name = "sedd"
+    label = "SEDD"
+    timed = True
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        def of(net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+            return losses(net, tokens, draws["t"], noise[0], net.config.vocab_size, SCHEDULE)
+
+        return DiscreteObjective(of, 1, timed=True)
+
+    def sample(
+        self,
+        network: TokenNetwork,
+        num: int,
+        length: int,
+        steps: int,
+        *,
+        seed: int,
+        first: int,
+        clock: Clock | None,
+        callback: Callable[[Step], None] | None,
+        **options: Any,
+    ) -> Sample:
+        device = network.embedding.device
+        uniforms = self._uniforms(seed, "sedd", num, first, (length,), device)
+        mask = network.config.vocab_size
+        tokens = sample(
+            network, (num, length), steps, uniforms, mask, SCHEDULE, device=device, callback=callback
+        )
+        return Sample(tokens, steps)

@@ -48,7 +48,7 @@ def write_run_samples(
         run: its directory, named in the header.
         path: the file.
         tick: called with the number of passages done.
-        sampler: gamma, prior_scale, temperature, last.
+        sampler: options of the family's sampler.
     """
     start = time.perf_counter()
     records: list[Record] = []
@@ -59,9 +59,9 @@ def write_run_samples(
             tick(len(records))
     seconds = time.perf_counter() - start
     used, _ = resolve_dtype(dtype, model.embedding.device)
-    options = DEFAULT_SAMPLER | sampler
+    options = model.family.check_options(sampler)
     header = Header(
-        model="FMLM" if model.denoiser.config.two_times else "FLM",
+        model=model.family.label,
         recipe=_recipe(run),
         nfe=steps,
         sampler=options,
@@ -121,7 +121,7 @@ def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge 
 
 def _sample_path(folder: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:
     # Options that are not the default stand in the name: samples of one setting never replace another's.
-    options = "".join(f"-{k}-{v}" for k, v in sorted(sampler.items()) if v != DEFAULT_SAMPLER[k])
+    options = "".join(f"-{k}-{v}" for k, v in sorted(sampler.items()) if v != DEFAULT_SAMPLER.get(k))
     return folder / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
 
 
@@ -150,6 +150,9 @@ def evaluate_run(
     model = FlowLM.from_pretrained(run, device=device)
     lawful = model.data.get("corpus") == "grammar"
     judge = judge_of(run, model, say or (lambda line: None)) if by_text or not lawful else None
+    sampler = model.family.check_options(sampler)
+    # An autoregressive model takes as many calls as there are tokens, whatever is asked for.
+    steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
     rows = []
     shown = contextlib.nullcontext() if say is None else Progress(num * sum(steps), 0, 0, say, label="calls")
     with shown as progress:

@@ -26,7 +26,14 @@ __all__ = ["DEFAULT_SAMPLER", "FORMAT", "Header", "Record", "current_commit", "r
 FORMAT = "flowlm-samples/1"
 UNKNOWN = "unknown"
 #: The sampler of a plain flow or flow map: what a header's `sampler` says where nothing else was asked for.
-DEFAULT_SAMPLER = {"gamma": 0.0, "prior_scale": 1.0, "temperature": 1.0, "last": "argmax"}
+DEFAULT_SAMPLER = {
+    "gamma": 0.0,
+    "prior_scale": 1.0,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "last": "argmax",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

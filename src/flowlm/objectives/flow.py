@@ -5,9 +5,12 @@ E_{τ~U[0,1]} mean_l -log D_{t(τ)}(y_t)_l[token_l]
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
 from flowlm.objectives.draws import stratified
@@ -33,11 +36,20 @@ class FlowObjective:
         assert self._noise is not None
         return self._noise.width
 
+    kinds: tuple[str, ...] = ()
+
+    def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
+        return rng.normal_rows(rows, (length, self.noise_width), device)
+
+    def place(self, model: Denoiser, draws: dict[str, Tensor]) -> Tensor:
+        return model.clock.tau(draws["t"].to(model.embedding.device))
+
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"t": self.clock.time(stratified(num, generator)).float()}
 
     def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         assert self._noise is not None
         t = draws["t"].to(tokens.device)
-        y = corrupt(tokens, t, model.embedding, self._noise(xi))
-        return model(y, t).cross_entropy(tokens)
+        with model.frozen_embedding():
+            y = corrupt(tokens, t, model.embedding, self._noise(xi))
+            return model(y, t).cross_entropy(tokens)

@@ -9,13 +9,15 @@ Each target is a function of the networks, the state and the times; splitting an
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
 from flowlm.device import wide
@@ -34,8 +36,7 @@ from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 #: A denoiser as the targets see it: (y, s, t) -> posterior.
 Network = Callable[[Tensor, Tensor, Tensor], Posterior]
 
-#: Kinds of rows, by their number in the draws' "kind".
-KINDS = ("diagonal", "boundary", "interior")
+#: Numbers of the kinds of rows in the draws' "kind".
 DIAGONAL, BOUNDARY, INTERIOR = range(3)
 
 
@@ -146,6 +147,7 @@ class FlowMapObjective:
         if config.target == "averaged" and averaged is None:
             raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
         self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
+        self.kinds: tuple[str, ...] = ("diagonal", "boundary", "interior")
         self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
 
     def prepare(self, model: Denoiser) -> None:
@@ -187,7 +189,20 @@ class FlowMapObjective:
         s, u, t = (self.clock.time(tau[order]) for tau in (tau_s, (tau_s + tau_t) / 2, tau_t))
         return {"kind": kind[order], "s": s, "u": u, "t": t}
 
+    def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
+        return rng.normal_rows(rows, (length, self.noise_width), device)
+
+    def place(self, model: Denoiser, draws: dict[str, Tensor]) -> Tensor:
+        return model.clock.tau(draws["s"].to(model.embedding.device))
+
     def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        with contextlib.ExitStack() as stack:
+            for network in (model, self.averaged, self.teacher):
+                if network is not None:
+                    stack.enter_context(network.frozen_embedding())
+            return self._losses(model, tokens, xi, draws)
+
+    def _losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         assert self._noise is not None
         cfg, device = self.config, tokens.device
         # Kinds are sorted on the CPU, so that the split costs no synchronisation.

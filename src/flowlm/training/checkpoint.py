@@ -24,7 +24,6 @@ from torch import Tensor
 
 from flowlm import files
 from flowlm.clock import Clock
-from flowlm.denoiser import Denoiser
 from flowlm.model import read_sampling_clock, write_model_config, write_sampling_clock
 from flowlm.weights import load_weights, read_tensors, write_weights
 
@@ -97,8 +96,8 @@ class RunDirectory:
     def save(
         self,
         step: int,
-        model: Denoiser,
-        ema: Denoiser,
+        model: Any,
+        ema: Any,
         optimizer: dict[str, Tensor],
         clock: Clock | None,
         state: dict[str, Any],
@@ -135,7 +134,7 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
         return target
 
-    def _check_space(self, model: Denoiser) -> None:
+    def _check_space(self, model: Any) -> None:
         # Weights, their average and two moments, four bytes each: better to say so before a file is cut short.
         need = 16 * sum(p.numel() for p in model.parameters())
         free = shutil.disk_usage(self.path).free
@@ -158,7 +157,7 @@ class RunDirectory:
             if step != chosen:
                 shutil.rmtree(self.checkpoint(step), ignore_errors=True)
 
-    def export(self, step: int, model: Denoiser) -> None:
+    def export(self, step: int, model: Any) -> None:
         """Put a checkpoint's weights at the top of the run, where `FlowLM.from_pretrained` reads them."""
         source = self.checkpoint(step)
         for name in ("model.safetensors", "ema.safetensors", "clock.json"):
@@ -168,8 +167,8 @@ class RunDirectory:
     def load(
         self,
         step: int,
-        model: Denoiser,
-        ema: Denoiser,
+        model: Any,
+        ema: Any,
         load_optimizer: Callable[[dict[str, Tensor]], None],
     ) -> tuple[dict[str, Any], Clock | None]:
         """Restore a checkpoint's tensors into place; returns its state and sampling clock.
@@ -192,7 +191,7 @@ class RunDirectory:
         load_weights(model, folder / "model.safetensors")
         load_weights(ema, folder / "ema.safetensors")
         load_optimizer(read_tensors(folder / "optimizer.safetensors"))
-        return state, read_sampling_clock(folder, model.clock)
+        return state, read_sampling_clock(folder, getattr(model, "clock", None))
 
 
 class Metrics:

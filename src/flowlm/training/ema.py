@@ -5,22 +5,21 @@ from __future__ import annotations
 import copy
 
 import torch
-
-from flowlm.denoiser import Denoiser
+from torch import nn
 
 
 class Ema:
-    """An exponential moving average of a denoiser's parameters, itself a denoiser.
+    """An exponential moving average of a network's parameters, itself a network.
 
     Decay ramps up as min(decay, (1+n)/(10+n)) over updates n, so that short runs forget their start.
     """
 
-    def __init__(self, model: Denoiser, decay: float):
+    def __init__(self, model: nn.Module, decay: float):
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
 
     @torch.no_grad()
-    def update(self, model: Denoiser, n: int) -> None:
+    def update(self, model: nn.Module, n: int) -> None:
         """Move towards the model's weights after its n-th step (n from 1)."""
         source = dict(model.named_parameters())
         mine = dict(self.model.named_parameters())

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlm import files, rng
 from flowlm.clock import AdaptiveClock, Clock
@@ -29,11 +29,10 @@ from flowlm.config import RunConfig, dump_toml, from_dict, merge, nested, read_t
 from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
-from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.denoiser import DenoiserConfig
 from flowlm.device import is_out_of_memory, precision, resolve_device, resolve_dtype
+from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
-from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
-from flowlm.objectives.flow_map import KINDS
 from flowlm.progress import Progress
 from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
 from flowlm.training.ema import Ema
@@ -43,8 +42,6 @@ from flowlm.weights import load_weights
 TAU_BINS = 8
 #: Passages of the held-out loss: fixed rows, fixed noise, so that two evaluations differ by the weights alone.
 HELD_OUT_ROWS = 512
-#: Passages, spread over the training data, whose mean a flow map's head start goes towards.
-MEAN_ROWS = 8192
 
 
 class TrainingError(RuntimeError):
@@ -84,13 +81,12 @@ def _spread(tokens: NDArray[Any], num: int) -> Tensor:
 
 
 def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
-    """Fill in what only the data, the objective or the run it starts from know: vocabulary, two times, head start."""
-    model = config.model
-    as_map: dict[str, Any] = {}
-    if config.objective == "flow-map":
-        as_map = {"two_times": True, "head_start": config.flow_map.head_start}
+    """Fill in what only the data, the objective or the run it starts from know: vocabulary, family, second time."""
+    model, kind = config.model, family(config.objective)
     if config.teacher:
-        student = dataclasses.replace(read_model_config(Path(config.teacher)), **as_map)
+        teacher = read_model_config(Path(config.teacher))
+        kind.check_source(config, teacher, config.teacher)
+        student = dataclasses.replace(teacher, **kind.fill(config))
         if model not in (DenoiserConfig(), student):
             raise ValueError(
                 f"a student is made like its teacher {config.teacher}: leave out [model] and --model.* "
@@ -99,12 +95,8 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
         model = student
     elif config.init:
         source = read_model_config(Path(config.init))
-        if source.two_times and as_map and source.head_start != config.flow_map.head_start:
-            raise ValueError(
-                f"flow_map.head_start is {config.flow_map.head_start}, but {config.init} was distilled with "
-                f"{source.head_start} and cannot change it: use --flow-map.head-start {source.head_start}"
-            )
-        model = source if source.two_times else dataclasses.replace(source, **as_map)
+        kind.check_source(config, source, config.init)
+        model = source if source.two_times else dataclasses.replace(source, **kind.fill(config))
     elif tokenizer is not None:
         if model.vocab_size not in (0, tokenizer.vocab_size):
             raise ValueError(
@@ -113,14 +105,8 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
             )
         # A run that is resumed is what its config.toml says, wherever it once started.
         if not model.vocabulary:
-            if model.head_start:
-                raise ValueError(
-                    f"model.head_start = {model.head_start} is filled in by itself: set flow_map.head_start, of a "
-                    "flow map (objective = 'flow-map')"
-                )
-            model = dataclasses.replace(
-                model, vocab_size=tokenizer.vocab_size, vocabulary=tokenizer.vocabulary_sha256, **as_map
-            )
+            data = {"vocab_size": tokenizer.vocab_size, "vocabulary": tokenizer.vocabulary_sha256}
+            model = dataclasses.replace(model, **data, **kind.fill(config))
     return dataclasses.replace(config, model=model)
 
 
@@ -136,6 +122,7 @@ def _differences(model: DenoiserConfig, source: DenoiserConfig) -> list[str]:
         model,
         vocab_size=source.vocab_size,
         vocabulary=source.vocabulary,
+        family=source.family,
         two_times=source.two_times,
         head_start=source.head_start,
     )
@@ -168,8 +155,9 @@ class Trainer:
         *,
         say: Callable[[str], None] = print,
         corpus: Corpus | None = None,
-        teacher: Denoiser | None = None,
+        teacher: nn.Module | None = None,
     ):
+        self.family = family(config.objective)
         self.run = RunDirectory(folder)
         self.say = say
         self.device = resolve_device(config.train.device)
@@ -209,45 +197,31 @@ class Trainer:
             )
 
         torch.manual_seed(rng.key(config.train.seed, "init"))
-        self.model = Denoiser(config.model)
-        start = config.init or config.teacher
-        source_is_map = bool(start) and read_model_config(Path(start)).two_times
-        if start:
-            # What an FLM has not: the second time and the mean of the head start.
-            extra = () if source_is_map else ("end_embedding.", "mean")
-            name = "ema" if (Path(start) / "ema.safetensors").exists() else "model"
-            load_weights(self.model, Path(start) / f"{name}.safetensors", allow_missing=extra)
+        self.model = self.family.network(config.model)
+        place = config.init or config.teacher
+        start = Start(teacher, read_model_config(Path(place)) if place else None)
+        if start.source is not None:
+            name = "ema" if (Path(place) / "ema.safetensors").exists() else "model"
+            load_weights(
+                self.model,
+                Path(place) / f"{name}.safetensors",
+                allow_missing=self.family.missing(start.source),
+            )
         elif teacher is not None:
             self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
-        if config.model.head_start and not source_is_map:
-            self.model.set_mean(_spread(self.corpus.train, MEAN_ROWS))
         # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
-        held_out_clock: Clock = copy.deepcopy(self.model.clock)
-        self.clock: Clock = copy.deepcopy(self.model.clock)
-        if config.clock.kind == "adaptive":
-            self.clock = AdaptiveClock(self.clock, floor=config.clock.floor)
+        self.clock, held_out_clock = self.family.clocks(self.model, config)
+        self.family.begin(self.model, start, config, lambda num: _spread(self.corpus.train, num))
         self.model.to(self.device)
-        if teacher is not None and config.flow_map.freeze_embedding:
-            if not torch.equal(self.model.embedding, teacher.embedding.to(self.device)):
-                raise ValueError(
-                    "flow_map.freeze_embedding shares one embedding, but the student's differs from its teacher's: "
-                    "start from the teacher (leave out --init), or use --flow-map.no-freeze-embedding"
-                )
-            self.model.embedding.requires_grad_(False)
-            if config.model.head_start:
-                self.model.mean.requires_grad_(False)
         self.ema = Ema(self.model, config.train.ema)
         self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
         if teacher is not None:
             teacher = teacher.to(self.device)
 
-        def objective(clock: Clock) -> Objective:
-            if config.objective == "flow":
-                return FlowObjective(clock)
-            return FlowMapObjective(config.flow_map, clock, teacher, self.ema.model)
+        def objective(clock: Clock | None) -> Objective:
+            return self.family.objective(config, self.model, clock, teacher, self.ema.model)
 
         self.objective = objective(self.clock)
-        # Held-out times follow the conditioning clock: two losses are of one law, whatever training draws.
         self._held_out_objective = objective(held_out_clock)
         self._networks = [n for n in (self.model, self.ema.model, teacher) if n is not None]
         if config.train.compile:
@@ -438,7 +412,7 @@ class Trainer:
     def _losses(
         self,
         objective: Objective,
-        model: Denoiser,
+        model: nn.Module,
         tokens: Tensor,
         stream: str,
         step: int,
@@ -447,13 +421,10 @@ class Trainer:
     ) -> Tensor:
         seed = self.config.train.seed
         rows = [(seed, stream, step, first + i) for i in range(len(tokens))]
-        xi = rng.normal_rows(rows, (tokens.shape[1], objective.noise_width), self.device)
+        noise = objective.noise(rows, tokens.shape[1], self.device)
         torch.manual_seed(rng.key(seed, "dropout", step, first))
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(precision(self.device, self.dtype))
-            for network in self._networks:
-                stack.enter_context(network.frozen_embedding())
-            return objective.losses(model, tokens.to(self.device), xi, draws)
+        with precision(self.device, self.dtype):
+            return objective.losses(model, tokens.to(self.device), noise, draws)
 
     # -- looking at it -------------------------------------------------------------------------------------
 
@@ -476,13 +447,16 @@ class Trainer:
             losses = self._losses(objective, model, tokens[start : start + size], "held-out", 0, start, part)
             rows.append(losses.mean(-1).float().cpu())
         loss = torch.cat(rows)
-        at = draws["s"] if "s" in draws else draws["t"]
-        tau = self.model.clock.tau(at.to(self.device)).cpu()
-        bins = (tau * TAU_BINS).long().clamp(0, TAU_BINS - 1)
-        by_bin = [loss[bins == b].mean().item() if bool((bins == b).any()) else None for b in range(TAU_BINS)]
+        place = objective.place(self.model, draws)
+        by_bin: list[float | None] = []
+        if place is not None:
+            bins = (place.cpu() * TAU_BINS).long().clamp(0, TAU_BINS - 1)
+            by_bin = [
+                loss[bins == b].mean().item() if bool((bins == b).any()) else None for b in range(TAU_BINS)
+            ]
         by_kind = {}
         if "kind" in draws:
-            means = {name: loss[draws["kind"] == kind] for kind, name in enumerate(KINDS)}
+            means = {name: loss[draws["kind"] == kind] for kind, name in enumerate(objective.kinds)}
             by_kind = {name: part.mean().item() for name, part in means.items() if len(part)}
         return HeldOut(loss.mean().item(), by_bin, by_kind)
 
@@ -611,15 +585,10 @@ def open_run(
     return trainer
 
 
-def _load_teacher(config: RunConfig) -> Denoiser | None:
+def _load_teacher(config: RunConfig) -> nn.Module | None:
     if not config.teacher:
         return None
-    teacher = FlowLM.from_pretrained(config.teacher, weights="auto").denoiser
-    if teacher.config.two_times:
-        raise ValueError(
-            f"the teacher {config.teacher} is a flow map already: distil from the FLM it came from"
-        )
-    return teacher.requires_grad_(False)
+    return FlowLM.from_pretrained(config.teacher, weights="auto").denoiser.requires_grad_(False)
 
 
 @contextlib.contextmanager

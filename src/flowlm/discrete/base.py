@@ -1,0 +1,104 @@
+"""What the discrete families have in common: the network over tokens, draws by row, and no clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from flowlm import rng
+from flowlm.denoiser import DenoiserConfig
+from flowlm.discrete.network import TokenNetwork
+from flowlm.discrete.schedule import LogLinear
+from flowlm.families import Family
+from flowlm.objectives.draws import stratified
+
+if TYPE_CHECKING:
+    from flowlm.config import RunConfig
+
+#: Fields of a model that mean something for flows alone.
+FLOWS_ALONE = ("two_times", "clock", "input_scaling", "local_posterior", "prior_rank", "head_start")
+SCHEDULE = LogLinear()
+
+#: (network, tokens, noise, draws) -> losses (B, L).
+Losses = Callable[[TokenNetwork, Tensor, Tensor, dict[str, Tensor]], Tensor]
+
+
+class DiscreteObjective:
+    """Losses of tokens, with uniform draws for each position.
+
+    Args:
+        losses: of a network, tokens, draws (n, B, L) on [0, 1) in float64, and times.
+        uniforms: n.
+        timed: whether rows have times, stratified on (0, 1).
+    """
+
+    kinds: tuple[str, ...] = ()
+
+    def __init__(self, losses: Losses, uniforms: int, timed: bool):
+        self._losses, self._uniforms, self._timed = losses, uniforms, timed
+
+    def prepare(self, model: Any) -> None:
+        """Nothing is shared by micro-batches."""
+
+    def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
+        return rng.uniform_rows(rows, (self._uniforms, length), device)
+
+    def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
+        if not self._timed:
+            return {"row": torch.arange(num)}
+        return {"t": SCHEDULE.times(stratified(num, generator)).float()}
+
+    def losses(self, model: Any, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        there = {name: value.to(tokens.device) for name, value in draws.items()}
+        return self._losses(model, tokens, noise.transpose(0, 1), there)
+
+    def place(self, model: Any, draws: dict[str, Tensor]) -> Tensor | None:
+        return draws.get("t")
+
+
+class Discrete(Family):
+    """A family over tokens themselves."""
+
+    causal: ClassVar[bool] = False
+    timed: ClassVar[bool] = False
+    """Whether the network reads a time."""
+    extra: ClassVar[int] = 1
+    """Tokens that are read and never written: the mask, or the beginning."""
+
+    def check(self, run: RunConfig) -> None:
+        plain = DenoiserConfig()
+        for name in FLOWS_ALONE:
+            if getattr(run.model, name) != getattr(plain, name):
+                raise ValueError(
+                    f"model.{name} = {getattr(run.model, name)!r} is for flows, and means nothing for objective = "
+                    f"{self.name!r}: leave it out"
+                )
+        if run.clock.kind != "fixed":
+            raise ValueError(
+                f"clock.kind = {run.clock.kind!r} is for flows: objective = {self.name!r} draws its times evenly"
+            )
+
+    def network(self, config: DenoiserConfig) -> TokenNetwork:
+        return TokenNetwork(config, causal=self.causal, timed=self.timed, extra=self.extra)
+
+    def _uniforms(
+        self, seed: int, stream: str, num: int, first: int, shape: tuple[int, ...], device: torch.device
+    ) -> Callable[[int], Tensor]:
+        """Of each step, draws (..., num, L), of which row i depends on (seed, first + i) alone."""
+
+        def at(step: int) -> Tensor:
+            rows = [(seed, stream, step, first + i) for i in range(num)]
+            return rng.uniform_rows(rows, shape, device).movedim(0, -2)
+
+        return at
+
+
+def check_rule(temperature: float, last: str) -> None:
+    """Refuse sampler options that mean nothing, with the reason."""
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}: 1 leaves the posterior as it is")
+    if last not in ("categorical", "argmax"):
+        raise ValueError(f"last = {last!r}: the last step's rule is 'argmax' or 'categorical'")

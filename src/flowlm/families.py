@@ -1,0 +1,171 @@
+"""Families of models: what training, sampling and files need to know of one, and nothing else of it.
+
+A family is one class, in one file: its network, its objective, its sampler. The loop, the command line and the reports
+know families by this protocol alone.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from flowlm.clock import Clock
+    from flowlm.config import RunConfig
+    from flowlm.denoiser import DenoiserConfig
+    from flowlm.samplers import Sample, Step
+
+
+class Objective(Protocol):
+    """What the training loop asks of an objective.
+
+    It splits in two so that a batch may be accumulated or sharded in any way with the same result: `draw` makes the
+    per-row randomness of the whole batch, `losses` works on any of its rows.
+    """
+
+    def prepare(self, model: Any) -> None:
+        """Called once a step, before any micro-batch."""
+
+    def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
+        """Random numbers of each row (len(rows), ...), keyed by its name; after `prepare`."""
+
+    def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Per-row draws of a global batch of num rows: tensors (num,), on the CPU. "kind" numbers `kinds`."""
+
+    def losses(self, model: Any, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Per-token losses (B, L), nats.
+
+        Args:
+            tokens: (B, L).
+            noise: of `noise`.
+            draws: the rows' share of `draw`, on the CPU.
+        """
+
+    def place(self, model: Any, draws: dict[str, Tensor]) -> Tensor | None:
+        """Where in [0, 1] each row's noise level lies, for held-out losses by bins; None where there is none."""
+
+    kinds: tuple[str, ...]
+    """Names of the kinds of rows, if there are several."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run starts from."""
+
+    teacher: nn.Module | None
+    """The network to distil, frozen."""
+    source: DenoiserConfig | None
+    """Of the weights it starts with; None for fresh ones."""
+
+
+class Family:
+    """One family of models. What is not said here is as for an undistilled one without clocks."""
+
+    name: ClassVar[str]
+    """In recipes: objective = name."""
+    label: ClassVar[str]
+    """In tables."""
+    network_name: ClassVar[str]
+    """Families that share it share the network: a student and its teacher do."""
+    taught: ClassVar[bool] = False
+    """Whether it may learn from a teacher."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Of the sampler, with their defaults."""
+    held_out_ranks: ClassVar[bool] = True
+    """Whether held-out losses of two checkpoints can be compared: not those taken to a moving target."""
+
+    def fill(self, run: RunConfig) -> dict[str, Any]:
+        """Fields of the model that the objective decides."""
+        return {"family": self.network_name}
+
+    def check(self, run: RunConfig) -> None:
+        """ValueError for settings that mean nothing here."""
+
+    def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
+        """ValueError for weights of `name` that this family cannot start from, or a teacher it cannot have."""
+        if source.family != self.network_name:
+            raise ValueError(
+                f"{name} is of the family {source.family!r}, and {self.name!r} needs one of {self.network_name!r}: "
+                "they have different networks"
+            )
+
+    def network(self, config: DenoiserConfig) -> nn.Module:
+        """An untrained network."""
+        raise NotImplementedError
+
+    def missing(self, source: DenoiserConfig) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that weights of `source` do not have."""
+        return ()
+
+    def begin(self, network: Any, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
+        """What is set before the first step; tokens(n): n rows of training tokens, from all over."""
+
+    def clocks(self, network: Any, run: RunConfig) -> tuple[Clock | None, Clock | None]:
+        """In which times are drawn for training, and for held-out losses."""
+        return None, None
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        """What is minimised."""
+        raise NotImplementedError
+
+    def calls(self, steps: int, length: int) -> int:
+        """Network calls that `steps` asked for are."""
+        return steps
+
+    def sample(
+        self,
+        network: Any,
+        num: int,
+        length: int,
+        steps: int,
+        *,
+        seed: int,
+        first: int,
+        clock: Clock | None,
+        callback: Callable[[Step], None] | None,
+        **options: Any,
+    ) -> Sample:
+        """num passages; passage i depends on (seed, first + i) alone."""
+        raise NotImplementedError
+
+    def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The sampler's options, with defaults for what is not given. ValueError: one that it does not have."""
+        other = sorted(options.keys() - self.options.keys())
+        if other:
+            known = ", ".join(self.options) or "none"
+            raise ValueError(f"{self.label} has no sampler option {', '.join(other)}: it has {known}")
+        return {**self.options, **options}
+
+
+_WHERE = {
+    "flow": "flowlm.flows:FLM",
+    "flow-map": "flowlm.flows:FMLM",
+    "ar": "flowlm.discrete.ar:AR",
+    "mdlm": "flowlm.discrete.mdlm:MDLM",
+    "sedd": "flowlm.discrete.sedd:SEDD",
+    "duo": "flowlm.discrete.duo:Duo",
+}
+"""Of each objective, by its name in recipes: module and class."""
+
+NAMES = tuple(_WHERE)
+
+
+def family(name: str) -> Family:
+    """The family of an objective. ValueError: there is none of that name."""
+    if name not in _WHERE:
+        raise ValueError(f"objective = {name!r}: use {', '.join(repr(known) for known in NAMES)}")
+    module, cls = _WHERE[name].split(":")
+    made: Family = getattr(importlib.import_module(module), cls)()
+    return made
+
+
+def family_of(config: DenoiserConfig) -> Family:
+    """The family of a saved model."""
+    return family("flow-map" if config.family == "flow" and config.two_times else config.family)

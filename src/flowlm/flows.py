@@ -1,0 +1,117 @@
+"""FLM and FMLM as families: what the loop, the samplers and the files ask of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowlm.clock import AdaptiveClock, Clock
+from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.families import Family, Objective, Start
+from flowlm.objectives import FlowMapObjective, FlowObjective
+from flowlm.samplers import DEFAULTS, Sample, Step, sample
+
+if TYPE_CHECKING:
+    from flowlm.config import RunConfig
+
+#: Passages, spread over the training data, whose mean a flow map's head start goes towards.
+MEAN_ROWS = 8192
+
+
+class FLM(Family):
+    """A flow over one-hot tokens."""
+
+    name, label, network_name = "flow", "FLM", "flow"
+    options = DEFAULTS
+
+    def fill(self, run: RunConfig) -> dict[str, Any]:
+        if run.model.head_start:
+            raise ValueError(
+                f"model.head_start = {run.model.head_start} is filled in by itself: set flow_map.head_start, of a "
+                "flow map (objective = 'flow-map')"
+            )
+        return {}
+
+    def network(self, config: DenoiserConfig) -> Denoiser:
+        return Denoiser(config)
+
+    def clocks(self, network: Denoiser, run: RunConfig) -> tuple[Clock, Clock]:
+        clock: Clock = copy.deepcopy(network.clock)
+        # Held-out times follow the conditioning clock: two losses are of one law, whatever training draws.
+        held_out: Clock = copy.deepcopy(network.clock)
+        if run.clock.kind == "adaptive":
+            clock = AdaptiveClock(clock, floor=run.clock.floor)
+        return clock, held_out
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        assert clock is not None
+        return FlowObjective(clock)
+
+    def sample(
+        self,
+        network: Denoiser,
+        num: int,
+        length: int,
+        steps: int,
+        *,
+        seed: int,
+        first: int,
+        clock: Clock | None,
+        callback: Callable[[Step], None] | None,
+        **options: Any,
+    ) -> Sample:
+        return sample(
+            network, num, length, steps, seed=seed, first=first, clock=clock, callback=callback, **options
+        )
+
+
+class FMLM(FLM):
+    """Its flow map."""
+
+    name, label = "flow-map", "FMLM"
+    taught, held_out_ranks = True, False
+
+    def fill(self, run: RunConfig) -> dict[str, Any]:
+        return {"two_times": True, "head_start": run.flow_map.head_start}
+
+    def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
+        super().check_source(run, source, name)
+        if name == run.teacher:
+            if source.two_times:
+                raise ValueError(
+                    f"the teacher {name} is a flow map already: distil from the FLM it came from"
+                )
+        elif source.two_times and source.head_start != run.flow_map.head_start:
+            raise ValueError(
+                f"flow_map.head_start is {run.flow_map.head_start}, but {name} was distilled with "
+                f"{source.head_start} and cannot change it: use --flow-map.head-start {source.head_start}"
+            )
+
+    def missing(self, source: DenoiserConfig) -> tuple[str, ...]:
+        # What an FLM has not: the second time and the mean of the head start.
+        return () if source.two_times else ("end_embedding.", "mean")
+
+    def begin(self, network: Denoiser, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
+        if network.config.head_start and not (start.source is not None and start.source.two_times):
+            network.set_mean(tokens(MEAN_ROWS))
+        if start.teacher is not None and run.flow_map.freeze_embedding:
+            if not torch.equal(network.embedding, start.teacher.embedding.to(network.embedding.device)):
+                raise ValueError(
+                    "flow_map.freeze_embedding shares one embedding, but the student's differs from its teacher's: "
+                    "start from the teacher (leave out --init), or use --flow-map.no-freeze-embedding"
+                )
+            network.embedding.requires_grad_(False)
+            if network.config.head_start:
+                network.mean.requires_grad_(False)
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        assert clock is not None
+        return FlowMapObjective(run.flow_map, clock, teacher, averaged)
