@@ -269,7 +269,7 @@ def test_out_of_memory_when_sampling(
     def full(*args: Any, **options: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr("flowlm.model.sample", full)
+    monkeypatch.setattr("flowlm.flows.sample", full)
     assert command(name, flm(), "--num", "2") == 1
     assert "flowlm: out of memory: this model and its passages do not fit" in said(capsys)
 
@@ -278,7 +278,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     def wrong(*args: Any, **options: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr("flowlm.model.sample", wrong)
+    monkeypatch.setattr("flowlm.flows.sample", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
         main(["generate", str(flm()), "--num", "2"])
 

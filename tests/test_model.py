@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 import flowlm
+from flowlm import flows as flows_module
 from flowlm import model as model_module
 from flowlm.clock import AdaptiveClock
 from flowlm.data.tokens import Tokenizer
@@ -237,7 +238,7 @@ def test_parts_are_numbered_through(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append((options["first"], num))
         return sample(denoiser, num, *args, **options)
 
-    monkeypatch.setattr(model_module, "sample", recorded)
+    monkeypatch.setattr(flows_module, "sample", recorded)
     parts = list(model.generate_in_parts(10, 2, first=7, batch=4))
     assert calls == [(7, 4), (11, 4), (15, 2)]
     assert [len(part.texts) for part in parts] == [4, 4, 2]
@@ -259,7 +260,7 @@ def test_more_samples_than_fit_in_memory_are_made_in_parts(
         calls.append(num)
         return Sample(torch.zeros(min(num, 3), length, dtype=torch.long), 1)
 
-    monkeypatch.setattr(model_module, "sample", recorded)
+    monkeypatch.setattr(flows_module, "sample", recorded)
     monkeypatch.setattr(model_module, "SAMPLE_ELEMENTS", elements)
     parts = model.generate_in_parts(10**12, 1)
     for _ in range(3):
@@ -277,7 +278,7 @@ def test_wide_vocabularies_make_smaller_parts(monkeypatch: pytest.MonkeyPatch) -
             sizes.append(num)
             raise StopIteration
 
-        monkeypatch.setattr(model_module, "sample", stop)
+        monkeypatch.setattr(flows_module, "sample", stop)
         with pytest.raises(RuntimeError):
             next(model.generate_in_parts(10**9, 1))
     assert sizes == [2**23 // (12 * 32), 2**23 // (12 * 50_000 // 8)]

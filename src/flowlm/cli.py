@@ -562,7 +562,7 @@ def _info(args: list[str]) -> int:
         model_config = read_model_config(target)
         model = family_of(model_config).network(model_config)
         kind = family_of(model_config)
-        print(f"{target}: {kind.label} (objective {kind.name!r})")
+        print(f"{target}: {kind.label} ({kind.about})")
         print(_size({"model": dataclasses.asdict(model_config)}, model))
         steps = RunDirectory(target).steps()
         print(f"checkpoints: {', '.join(map(str, steps)) or 'none'}")

@@ -28,8 +28,8 @@ class Objective(Protocol):
     per-row randomness of the whole batch, `losses` works on any of its rows.
     """
 
-    def prepare(self, model: Any) -> None:
-        """Called once a step, before any micro-batch."""
+    def prepare(self, model: Any, step: int | None = None) -> None:
+        """Called once a step, before any micro-batch; the step is None where none is taken, for a held-out loss."""
 
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
         """Random numbers of each row (len(rows), ...), keyed by its name; after `prepare`."""
@@ -52,6 +52,12 @@ class Objective(Protocol):
     kinds: tuple[str, ...]
     """Names of the kinds of rows, if there are several."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What a resume needs beyond the weights; empty for most."""
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+
 
 @dataclass(frozen=True)
 class Start:
@@ -70,6 +76,8 @@ class Family:
     """In recipes: objective = name."""
     label: ClassVar[str]
     """In tables."""
+    about: ClassVar[str]
+    """What it is, in a few words."""
     network_name: ClassVar[str]
     """Families that share it share the network: a student and its teacher do."""
     taught: ClassVar[bool] = False
@@ -81,14 +89,14 @@ class Family:
 
     def fill(self, run: RunConfig) -> dict[str, Any]:
         """Fields of the model that the objective decides."""
-        return {"family": self.network_name}
+        return {"family": self.name}
 
     def check(self, run: RunConfig) -> None:
         """ValueError for settings that mean nothing here."""
 
     def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
         """ValueError for weights of `name` that this family cannot start from, or a teacher it cannot have."""
-        if source.family != self.network_name:
+        if family(source.family).network_name != self.network_name:
             raise ValueError(
                 f"{name} is of the family {source.family!r}, and {self.name!r} needs one of {self.network_name!r}: "
                 "they have different networks"
@@ -151,6 +159,8 @@ _WHERE = {
     "mdlm": "flowlm.discrete.mdlm:MDLM",
     "sedd": "flowlm.discrete.sedd:SEDD",
     "duo": "flowlm.discrete.duo:Duo",
+    "sdtt": "flowlm.discrete.sdtt:SDTT",
+    "duo-dcd": "flowlm.discrete.consistency:DCD",
 }
 """Of each objective, by its name in recipes: module and class."""
 

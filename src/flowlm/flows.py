@@ -26,15 +26,17 @@ class FLM(Family):
     """A flow over one-hot tokens."""
 
     name, label, network_name = "flow", "FLM", "flow"
+    about = "flow, one time"
     options = DEFAULTS
 
     def fill(self, run: RunConfig) -> dict[str, Any]:
-        if run.model.head_start:
+        # A run that goes on has a vocabulary, and the head start it once was given.
+        if run.model.head_start and not run.model.vocabulary:
             raise ValueError(
                 f"model.head_start = {run.model.head_start} is filled in by itself: set flow_map.head_start, of a "
                 "flow map (objective = 'flow-map')"
             )
-        return {}
+        return {"family": "flow"}
 
     def network(self, config: DenoiserConfig) -> Denoiser:
         return Denoiser(config)
@@ -74,11 +76,15 @@ class FLM(Family):
 class FMLM(FLM):
     """Its flow map."""
 
-    name, label = "flow-map", "FMLM"
+    name, label, about = "flow-map", "FMLM", "flow map, two times"
     taught, held_out_ranks = True, False
 
     def fill(self, run: RunConfig) -> dict[str, Any]:
-        return {"two_times": True, "head_start": run.flow_map.head_start}
+        return super().fill(run) | {
+            "family": "flow",
+            "two_times": True,
+            "head_start": run.flow_map.head_start,
+        }
 
     def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
         super().check_source(run, source, name)
@@ -101,7 +107,8 @@ class FMLM(FLM):
         if network.config.head_start and not (start.source is not None and start.source.two_times):
             network.set_mean(tokens(MEAN_ROWS))
         if start.teacher is not None and run.flow_map.freeze_embedding:
-            if not torch.equal(network.embedding, start.teacher.embedding.to(network.embedding.device)):
+            theirs = start.teacher.get_parameter("embedding")
+            if not torch.equal(network.embedding, theirs.to(network.embedding.device)):
                 raise ValueError(
                     "flow_map.freeze_embedding shares one embedding, but the student's differs from its teacher's: "
                     "start from the teacher (leave out --init), or use --flow-map.no-freeze-embedding"

@@ -356,7 +356,6 @@ def test_two_steps_in_one() -> None:
             want = (p * (p / target.clamp_min(1e-9)).log()).sum()
             torch.testing.assert_close(found[i, at].double(), want, atol=1e-4, rtol=1e-4)
     assert kinds == {"carried over", "opened", "still masked"}
-    assert sdtt.step_width(3) == 8 / 1024
 
 
 def test_the_argmax_of_a_gaussian_state_is_a_uniform_state() -> None:

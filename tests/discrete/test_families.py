@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from flowlm.config import RunConfig, from_dict
 from flowlm.families import NAMES, family
 from flowlm.model import FlowLM
-from helpers import command, content, recipe, said, settings, trained
+from flowlm.weights import read_tensors
+from helpers import command, content, map_values, recipe, said, settings, trained
 
 DISCRETE = ("ar", "mdlm", "sedd", "duo")
 
@@ -65,7 +67,7 @@ def test_on_the_command_line(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert command("train", recipe(tmp_path / "r.toml", over(name)), "--out", run) == 0
     assert command("generate", run, "--num", "2", "--steps", "2") == 0
     assert command("info", run) == 0
-    assert f"{family(name).label} (objective '{name}')" in said(capsys)
+    assert f"{family(name).label} ({family(name).about})" in said(capsys)
     assert command("evaluate", run, "--steps", "1,2", "--num", "8", "--json", tmp_path / "rows.json") == 0
     rows = [row for row in json.loads((tmp_path / "rows.json").read_text()) if row["nfe"]]
     assert [row["nfe"] for row in rows] == ([12] if name == "ar" else [1, 2])
@@ -79,10 +81,48 @@ def test_what_is_for_flows_is_refused() -> None:
     for option, value in (("model.prior_rank", 3), ("model.clock", "uniform"), ("clock.kind", "adaptive")):
         with pytest.raises(ValueError, match="is for flows"):
             settings({"objective": "mdlm", option: value})
-    with pytest.raises(ValueError, match="learns from data alone: use 'flow-map'"):
+    with pytest.raises(ValueError, match="learns from data alone: use 'flow-map', 'sdtt', 'duo-dcd'"):
         settings({"objective": "mdlm", "teacher": "x"})
 
 
 def test_weights_of_another_family(runs: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is of the family 'mdlm', and 'flow' needs one of 'flow'"):
         trained(tmp_path / "run", settings({"init": str(runs["mdlm"]), "train.steps": 1}))
+
+
+STUDENTS = {"sdtt": "mdlm", "duo-dcd": "duo"}
+ROUNDS = {"rounds.rounds": 3, "rounds.start": 4}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_a_student_learns_in_rounds(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    """A new round's teacher is the student; a resume in the middle of a round changes nothing."""
+    config = from_dict(
+        RunConfig, map_values(runs[STUDENTS[name]], {**over(name), **ROUNDS}) | {"objective": name}
+    )
+    run = trained(tmp_path / "run", config)
+    model = FlowLM.from_pretrained(run)
+    assert model.family.label == family(name).label
+    assert len(set(model.generate(4, 2))) > 1
+    # Six steps in three rounds: the third checkpoint is in the middle of the second.
+    found = read_tensors(run / "checkpoints" / f"step-{3:08d}" / "objective.safetensors")
+    assert int(found["round"]) == 1
+    start = read_tensors(runs[STUDENTS[name]] / "ema.safetensors")
+    assert not torch.equal(found["teacher.head.weight"], start["head.weight"])
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    shutil.rmtree(max((resumed / "checkpoints").iterdir()))
+    assert command("distill", "--resume", resumed) == 0
+    mine, whole = content(resumed), content(run)
+    assert [path for path in whole if mine[path] != whole[path]] == []
+
+
+def test_a_student_needs_its_teacher(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="objective = 'sdtt' learns from a teacher alone"):
+        trained(tmp_path / "a", settings({**over("sdtt"), **ROUNDS}))
+    with pytest.raises(ValueError, match="is of the family 'duo', and 'sdtt' needs one of 'mdlm'"):
+        trained(tmp_path / "b", from_dict(RunConfig, map_values(runs["duo"]) | {"objective": "sdtt"}))
+    with pytest.raises(ValueError, match="a round needs a step"):
+        settings({"objective": "sdtt", "train.steps": 3})
+    with pytest.raises(ValueError, match="step over the whole way at once; give at most 3 rounds"):
+        settings({"rounds.rounds": 4, "rounds.start": 4})

@@ -97,7 +97,7 @@ class AR(Discrete):
     """The autoregressive family."""
 
     name = network_name = "ar"
-    label = "AR"
+    label, about = "AR", "one token after another"
     causal = True
     options: ClassVar[Mapping[str, Any]] = {
         "temperature": 1.0,

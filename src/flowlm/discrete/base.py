@@ -40,8 +40,14 @@ class DiscreteObjective:
     def __init__(self, losses: Losses, uniforms: int, timed: bool):
         self._losses, self._uniforms, self._timed = losses, uniforms, timed
 
-    def prepare(self, model: Any) -> None:
+    def prepare(self, model: Any, step: int | None = None) -> None:
         """Nothing is shared by micro-batches."""
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        pass
 
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
         return rng.uniform_rows(rows, (self._uniforms, length), device)
@@ -80,6 +86,12 @@ class Discrete(Family):
             raise ValueError(
                 f"clock.kind = {run.clock.kind!r} is for flows: objective = {self.name!r} draws its times evenly"
             )
+
+    def needed(self, teacher: TokenNetwork | None) -> TokenNetwork:
+        """The teacher. ValueError: there is none."""
+        if teacher is None:
+            raise ValueError(f"objective = {self.name!r} learns from a teacher alone: add --teacher RUN")
+        return teacher
 
     def network(self, config: DenoiserConfig) -> TokenNetwork:
         return TokenNetwork(config, causal=self.causal, timed=self.timed, extra=self.extra)

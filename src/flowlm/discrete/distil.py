@@ -5,9 +5,18 @@ KL(student ‖ target) = Σ_k p_k (log p_k - log target_k)        (SDTT, Duo's d
 
 from __future__ import annotations
 
-from torch import Tensor
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
 
 from flowlm.posterior import Posterior, Target
+
+if TYPE_CHECKING:
+    from flowlm.config import RunConfig
+    from flowlm.discrete.network import TokenNetwork
 
 #: Below it a target's probability counts as this: the divergence stays finite where a teacher is certain.
 LEAST = 1e-9
@@ -21,3 +30,70 @@ def divergence(student: Posterior, target: Target) -> Tensor:
         return (log_p.exp() * (log_p - target.probs_at(rows).clamp_min(LEAST).log())).sum(-1)
 
     return student.map(rows_of)
+
+
+@dataclass(frozen=True)
+class RoundsConfig:
+    """Students that become their own teacher, round by round (objectives "sdtt" and "duo-dcd")."""
+
+    rounds: int = 7
+    """Rounds of equal length; after each the student becomes the teacher and its step twice as wide."""
+    start: int = 1024
+    """Steps from noise to data that the first teacher's step is one of. SDTT: 1024; Duo: 512."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.start < 1:
+            raise ValueError(
+                f"rounds.rounds and rounds.start must be at least 1, got {self.rounds}, {self.start}"
+            )
+        if 2 ** (self.rounds - 1) > self.start:
+            raise ValueError(
+                f"rounds.rounds = {self.rounds} with rounds.start = {self.start}: the last rounds would step over the "
+                f"whole way at once; give at most {self.start.bit_length()} rounds"
+            )
+
+
+class Rounds:
+    """The teacher of each round, and its step.
+
+    Args:
+        config: how many, and from where.
+        teacher: of the first round; overwritten by the student after each.
+        steps: of the whole distillation.
+    """
+
+    def __init__(self, config: RoundsConfig, teacher: TokenNetwork, steps: int):
+        self.config, self.steps = config, steps
+        self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
+        self.number = 0
+
+    @property
+    def width(self) -> float:
+        """dt of the present round: 2^round/start."""
+        return min(1.0, 2**self.number / self.config.start)
+
+    def enter(self, student: nn.Module, step: int) -> None:
+        """The round of a step: a new one begins with the student as its teacher."""
+        number = min(step * self.config.rounds // self.steps, self.config.rounds - 1)
+        if number > self.number:
+            self.teacher.load_state_dict(student.state_dict())
+            self.number = number
+
+    def state(self) -> dict[str, Tensor]:
+        """The teacher's weights and the round's number."""
+        weights = {f"teacher.{name}": value for name, value in self.teacher.state_dict().items()}
+        return {**weights, "round": torch.tensor([self.number])}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state` returned."""
+        self.number = int(state["round"])
+        weights = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
+        self.teacher.load_state_dict(weights)
+
+
+def check_teacher(run: RunConfig) -> None:
+    """Refuse a distillation from nothing. A run's recipe may be read before its teacher is named."""
+    if run.train.steps < run.rounds.rounds:
+        raise ValueError(
+            f"train.steps = {run.train.steps} is fewer than rounds.rounds = {run.rounds.rounds}: a round needs a step"
+        )

@@ -136,7 +136,7 @@ class Duo(Discrete):
     """The family of uniform states."""
 
     name = network_name = "duo"
-    label = "Duo"
+    label, about = "Duo", "diffusion with uniform states"
     timed = True
     extra = 0
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}

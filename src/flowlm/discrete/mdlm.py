@@ -54,7 +54,8 @@ def step(
         probs: p (B, L, V), float64.
         uniform: (2, B, L): whether a token is unmasked, and to what.
     """
-    opens = uniform[0] < float(opening(*(torch.tensor(v, dtype=torch.float64) for v in (t, s)), schedule))
+    then, now = (torch.tensor(v, dtype=torch.float64) for v in (t, s))
+    opens = uniform[0] < float(opening(then, now, schedule))
     return torch.where((x == mask) & opens, categorical(probs, uniform[1]), x)
 
 
@@ -116,7 +117,7 @@ class MDLM(Discrete):
     """The family of masked diffusion."""
 
     name = network_name = "mdlm"
-    label = "MDLM"
+    label, about = "MDLM", "masked diffusion"
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
 
     def objective(

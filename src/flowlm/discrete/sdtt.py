@@ -7,13 +7,22 @@ KL(student ‖ target). After each round the student becomes the teacher, and dt
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from flowlm.discrete import mdlm
-from flowlm.discrete.distil import divergence
+from flowlm.discrete.base import SCHEDULE, DiscreteObjective
+from flowlm.discrete.distil import Rounds, check_teacher, divergence
+from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
+from flowlm.families import Objective
 from flowlm.posterior import Target
+
+if TYPE_CHECKING:
+    from flowlm.clock import Clock
+    from flowlm.config import RunConfig
 
 
 class Either:
@@ -59,6 +68,47 @@ def losses(
     return torch.where(x == mask, loss, 0.0)
 
 
-def step_width(round_: int, first: float = 1 / 1024) -> float:
-    """dt of a round, from 0."""
-    return first * 2**round_
+class SDTTObjective(DiscreteObjective):
+    """Losses of a student, with rounds."""
+
+    def __init__(self, rounds: Rounds):
+        super().__init__(self._of, 3, timed=True)
+        self.rounds = rounds
+
+    def prepare(self, model: Any, step: int | None = None) -> None:
+        if step is not None:
+            self.rounds.enter(model, step)
+
+    def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        return losses(
+            lambda x, t: net(x),
+            lambda x, t: self.rounds.teacher(x),
+            tokens,
+            draws["t"].double(),
+            noise,
+            self.rounds.width,
+            net.config.vocab_size,
+            SCHEDULE,
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        return self.rounds.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.rounds.load(state)
+
+
+class SDTT(mdlm.MDLM):
+    """The family of few-step masked diffusion."""
+
+    name, label, about = "sdtt", "SDTT", "masked diffusion, distilled"
+    taught, held_out_ranks = True, False
+
+    def check(self, run: RunConfig) -> None:
+        super().check(run)
+        check_teacher(run)
+
+    def objective(
+        self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
+    ) -> Objective:
+        return SDTTObjective(Rounds(run.rounds, self.needed(teacher), run.train.steps))

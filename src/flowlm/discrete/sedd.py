@@ -107,7 +107,7 @@ class SEDD(Discrete):
     """The family of score entropy with absorbing states."""
 
     name = network_name = "sedd"
-    label = "SEDD"
+    label, about = "SEDD", "masked diffusion by scores"
     timed = True
     options: ClassVar[Mapping[str, Any]] = {}
 

@@ -28,7 +28,7 @@ class FlowObjective:
         self.clock = clock
         self._noise: DenseNoise | LowRankNoise | None = None
 
-    def prepare(self, model: Denoiser) -> None:
+    def prepare(self, model: Denoiser, step: int | None = None) -> None:
         self._noise = model.noise_law()
 
     @property
@@ -53,3 +53,9 @@ class FlowObjective:
         with model.frozen_embedding():
             y = corrupt(tokens, t, model.embedding, self._noise(xi))
             return model(y, t).cross_entropy(tokens)
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        pass

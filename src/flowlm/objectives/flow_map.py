@@ -150,7 +150,7 @@ class FlowMapObjective:
         self.kinds: tuple[str, ...] = ("diagonal", "boundary", "interior")
         self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
 
-    def prepare(self, model: Denoiser) -> None:
+    def prepare(self, model: Denoiser, step: int | None = None) -> None:
         if self.teacher is None:
             self._noise = model.noise_law()
         elif self.config.freeze_embedding:
@@ -159,6 +159,12 @@ class FlowMapObjective:
                 self._noise = model.noise_law()
         else:
             self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
+
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        pass
 
     @property
     def noise_width(self) -> int:

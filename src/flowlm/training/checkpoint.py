@@ -101,6 +101,7 @@ class RunDirectory:
         optimizer: dict[str, Tensor],
         clock: Clock | None,
         state: dict[str, Any],
+        objective: dict[str, Tensor] | None = None,
     ) -> Path:
         """Write the checkpoint of a step: into a temporary folder, flushed, then moved into place.
 
@@ -117,6 +118,8 @@ class RunDirectory:
             write_weights(temporary / "model.safetensors", model.state_dict())
             write_weights(temporary / "ema.safetensors", ema.state_dict())
             write_weights(temporary / "optimizer.safetensors", optimizer)
+            if objective:
+                write_weights(temporary / "objective.safetensors", objective)
             write_sampling_clock(temporary, clock)
             content = {"format": CHECKPOINT_FORMAT, "step": step, **state}
             files.write_json(temporary / "state.json", content)
@@ -170,6 +173,7 @@ class RunDirectory:
         model: Any,
         ema: Any,
         load_optimizer: Callable[[dict[str, Tensor]], None],
+        load_objective: Callable[[dict[str, Tensor]], None] | None = None,
     ) -> tuple[dict[str, Any], Clock | None]:
         """Restore a checkpoint's tensors into place; returns its state and sampling clock.
 
@@ -191,6 +195,8 @@ class RunDirectory:
         load_weights(model, folder / "model.safetensors")
         load_weights(ema, folder / "ema.safetensors")
         load_optimizer(read_tensors(folder / "optimizer.safetensors"))
+        if load_objective is not None and (folder / "objective.safetensors").exists():
+            load_objective(read_tensors(folder / "objective.safetensors"))
         return state, read_sampling_clock(folder, getattr(model, "clock", None))
 
 

@@ -105,7 +105,10 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
             )
         # A run that is resumed is what its config.toml says, wherever it once started.
         if not model.vocabulary:
-            data = {"vocab_size": tokenizer.vocab_size, "vocabulary": tokenizer.vocabulary_sha256}
+            data: dict[str, Any] = {
+                "vocab_size": tokenizer.vocab_size,
+                "vocabulary": tokenizer.vocabulary_sha256,
+            }
             model = dataclasses.replace(model, **data, **kind.fill(config))
     return dataclasses.replace(config, model=model)
 
@@ -229,7 +232,7 @@ class Trainer:
             # default limit, 8, would leave the last of them uncompiled.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
             for network in self._networks:
-                network.backbone.compile()
+                network.get_submodule("backbone").compile()
         self.step = 0
         self.best: tuple[float, int] | None = None
         self._held_out = math.nan
@@ -265,7 +268,9 @@ class Trainer:
                 f"{self.run.path} has no checkpoint to resume from: start the run again with --force"
             )
         self.run.sweep()
-        state, clock = self.run.load(steps[-1], self.model, self.ema.model, self.optimizer.load)
+        state, clock = self.run.load(
+            steps[-1], self.model, self.ema.model, self.optimizer.load, self.objective.load
+        )
         if isinstance(self.clock, AdaptiveClock) and isinstance(clock, AdaptiveClock):
             self.clock.load_state_dict(clock.state_dict(), strict=False)
         self.step = int(state["step"])
@@ -385,7 +390,7 @@ class Trainer:
         cfg, step = self.config.train, self.step
         draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
         self.model.train()
-        self.objective.prepare(self.model)
+        self.objective.prepare(self.model, step)
         size = cfg.micro_batch or cfg.batch
         total = torch.zeros((), device=self.device)
         count = cfg.batch * self.config.model.length
@@ -500,7 +505,15 @@ class Trainer:
             "seed": cfg.seed,
             "chosen": chosen,
         }
-        self.run.save(self.step, self.model, self.ema.model, self.optimizer.state(), self.clock, state)
+        self.run.save(
+            self.step,
+            self.model,
+            self.ema.model,
+            self.optimizer.state(),
+            self.clock,
+            state,
+            self.objective.state(),
+        )
         self._publish(chosen)
 
     def _publish(self, chosen: int) -> None:
