@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from flowlm.data.corpora import DataConfig
 from flowlm.denoiser import DenoiserConfig
 from flowlm.discrete.distil import RoundsConfig
+from flowlm.discrete.duo import DuoConfig
 from flowlm.families import NAMES, family
 from flowlm.objectives.flow_map import FlowMapConfig
 
@@ -149,6 +150,7 @@ class RunConfig:
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
     data: DataConfig = field(default_factory=DataConfig)
     flow_map: FlowMapConfig = field(default_factory=FlowMapConfig)
+    duo: DuoConfig = field(default_factory=DuoConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
     clock: SamplingClockConfig = field(default_factory=SamplingClockConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor
 
 from flowlm.clock import DecodingErrorClock
-from flowlm.discrete import ar, consistency, duo, mdlm, sdtt, sedd
+from flowlm.denoiser import DenoiserConfig
+from flowlm.discrete import ar, duo, gaussian, mdlm, sdtt, sedd
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.distil import divergence
+from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.posterior import Posterior
+from test_backbone import PLAIN, unzero
 from toy import LANGUAGE, LENGTH, VOCAB, ExactPosterior
 
 MASK = VOCAB
@@ -366,14 +370,51 @@ def test_the_argmax_of_a_gaussian_state_is_a_uniform_state() -> None:
         tokens = torch.randint(vocab, (n, 1), generator=torch.Generator().manual_seed(0))
         noise = torch.randn(n, 1, vocab, generator=torch.Generator().manual_seed(1))
         level = torch.full((n,), g)
-        x = consistency.argmax_tokens(tokens, level, noise)
-        alpha = float(consistency.kept(torch.tensor([g]), clock))
+        x = gaussian.argmax_tokens(tokens, level, noise)
+        alpha = float(gaussian.kept(torch.tensor([g]), clock))
         right = float((x == tokens).double().mean())
         assert right == pytest.approx(alpha + (1 - alpha) / vocab, abs=0.005)
         wrong = torch.bincount(((x - tokens) % vocab).flatten(), minlength=vocab)[1:].double() / n
         assert (wrong - (1 - alpha) / vocab).abs().max() < 0.005
-        soft = consistency.soft_tokens(tokens[:100], level[:100], noise[:100], torch.eye(vocab))
+        soft = gaussian.soft_tokens(tokens[:100], level[:100], noise[:100], torch.eye(vocab))
         assert (soft.argmax(-1) == x[:100]).all()
         assert (soft.max(-1).values > 0.99).double().mean() > 0.9
-    t = consistency.time_of(torch.tensor(0.4), LogLinear())
+    levels = torch.linspace(-4, 1, 9, dtype=torch.float64)
+    torch.testing.assert_close(
+        gaussian.level_of(gaussian.kept(levels, clock), clock), levels, atol=1e-5, rtol=1e-5
+    )
+    t = gaussian.time_of(torch.tensor(0.4), LogLinear())
     torch.testing.assert_close(LogLinear().alpha(t), torch.tensor(0.4))
+
+
+def test_the_curriculum_reads_soft_tokens_of_the_right_level() -> None:
+    """Duo's first half: noisy tokens kept with α, an input whose argmax is the noisy token, and the same bound."""
+    vocab, rows, length = 7, 400, 50
+    config = DenoiserConfig(
+        vocab_size=vocab, length=length, backbone=dataclasses.replace(PLAIN, width=16, depth=1)
+    )
+    torch.manual_seed(0)
+    net = TokenNetwork(config, timed=True, extra=0)
+    unzero(net)
+    objective = duo.DuoObjective(duo.DuoConfig(), 100, DecodingErrorClock(vocab))
+    tokens = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+    noise = objective.noise([(0, "noise", 0, i) for i in range(rows)], length, torch.device("cpu"))
+    draws = {"t": torch.full((rows,), 0.3)}
+    seen: list[Tensor] = []
+    net.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    whole = []
+    for step in (0, 49, 50):
+        objective.prepare(net, step)
+        whole.append(objective.losses(net, tokens, noise, draws))
+    objective.prepare(net)  # held out: as it will be at the end
+    whole.append(objective.losses(net, tokens, noise, draws))
+    assert torch.equal(whole[0], whole[1])
+    assert torch.equal(whole[2], whole[3])
+    assert not seen[2].is_floating_point()
+    nearest = (seen[0][..., None, :] - net.embedding).square().sum(-1).argmin(-1)
+    kept = float((nearest == tokens).double().mean())
+    alpha = float(LogLinear().alpha(torch.tensor(0.3)))
+    assert kept == pytest.approx(alpha + (1 - alpha) / vocab, abs=0.02)
+    whole[0].mean().backward()
+    assert net.embedding.grad is not None
+    assert net.embedding.grad.any()

@@ -11,20 +11,25 @@ other positions' noisy tokens: its own comes in by the formulas. From t to s < t
     q_j ∝ α_t V p_j 1[j=i] + (α_ts - α_t) 1[j=i] + (α_s - α_t) p_j + (1-α_ts)(1-α_s)/V
 
 The curriculum shows the network, for the first part of training, a soft input: the tokens of the Gaussian state whose
-argmax is the noisy token, softmax((α̃ x_0 + σ̃ ε)/temperature), at the signal-to-noise where the argmax is right with the
-chance that α gives.
+argmax is the noisy token, softmax((α̃ x_0 + σ̃ ε)/temperature), at the signal-to-noise where the argmax is right with
+the chance that α gives. The paper draws the Gaussian's level evenly in a range chosen for its vocabulary; here t is
+drawn as ever, and the level is the one with its α, for any vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from flowlm.clock import Clock, DecodingErrorClock
 from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
+from flowlm.discrete.gaussian import argmax_tokens, level_of, row_noise, soft_tokens
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.families import Objective
@@ -32,7 +37,6 @@ from flowlm.posterior import Posterior
 from flowlm.samplers import Sample, Step
 
 if TYPE_CHECKING:
-    from flowlm.clock import Clock
     from flowlm.config import RunConfig
 
 #: Tokens, none of them a mask, and a time, to the posterior.
@@ -132,6 +136,53 @@ def sample(
     return x
 
 
+@dataclass(frozen=True)
+class DuoConfig:
+    """How a uniform diffusion is trained."""
+
+    curriculum: float = 0.5
+    """Share of the steps, the first ones, in which the network reads soft tokens."""
+    temperature: float = 1e-3
+    """Of the soft tokens."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.curriculum <= 1:
+            raise ValueError(f"duo.curriculum is a share of the steps in [0, 1], got {self.curriculum}")
+        if self.temperature <= 0:
+            raise ValueError(f"duo.temperature must be positive, got {self.temperature}")
+
+
+class DuoObjective(DiscreteObjective):
+    """The bound, on soft tokens for the first part of `steps`."""
+
+    def __init__(self, config: DuoConfig, steps: int, clock: Clock):
+        super().__init__(self._of, 3, timed=True)
+        self.config, self.steps, self.clock = config, steps, clock
+        self.soft = False
+
+    def prepare(self, model: Any, step: int | None = None) -> None:
+        self.soft = step is not None and step < self.config.curriculum * self.steps
+
+    def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        v, t = net.config.vocab_size, draws["t"]
+        if not self.soft:
+            return losses(net, tokens, t, noise[:2], v, SCHEDULE)
+        g = level_of(SCHEDULE.alpha(t.double()), self.clock)
+        epsilon = row_noise(noise[2, :, 0], (tokens.shape[1], v))
+
+        def soft(row: int) -> Tensor:
+            part = slice(row, row + 1)
+            return soft_tokens(
+                tokens[part], g[part], epsilon(row)[None], net.embedding, self.config.temperature
+            )
+
+        rows = range(len(tokens))
+        # Recomputed for the backward pass, ε too: what is kept would be as large as the dense state.
+        inputs = [checkpoint(soft, row, use_reentrant=False, preserve_rng_state=False) for row in rows]
+        noisy = [argmax_tokens(tokens[i : i + 1], g[i : i + 1], epsilon(i)[None]) for i in rows]
+        return bound(net(torch.cat(inputs), t), torch.cat(noisy), tokens, t, v, SCHEDULE)
+
+
 class Duo(Discrete):
     """The family of uniform states."""
 
@@ -144,10 +195,7 @@ class Duo(Discrete):
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
-        def of(net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
-            return losses(net, tokens, draws["t"], noise, net.config.vocab_size, SCHEDULE)
-
-        return DiscreteObjective(of, 2, timed=True)
+        return DuoObjective(run.duo, run.train.steps, DecodingErrorClock(network.config.vocab_size))
 
     def sample(
         self,

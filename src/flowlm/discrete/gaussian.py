@@ -1,0 +1,75 @@
+"""The Gaussian states behind uniform ones (arXiv 2506.10892).
+
+A uniform state is the argmax of a Gaussian one, w = α̃ x_0 + σ̃ ε with α̃² = sigmoid(-g): its argmax is the clean token
+with the chance P_c, and any other with equal chances, so that
+
+    α = (V P_c - 1)/(V - 1)      at the signal-to-noise α̃/σ̃
+
+which is the clock τ of flow time t̃ = α̃/(α̃ + σ̃).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from flowlm.clock import Clock
+from flowlm.discrete.schedule import LogLinear
+
+
+def gaussian(g: Tensor) -> tuple[Tensor, Tensor]:
+    """(α̃, σ̃) of g, float64."""
+    g = g.double()
+    return torch.sigmoid(-g).sqrt(), torch.sigmoid(g).sqrt()
+
+
+def kept(g: Tensor, clock: Clock) -> Tensor:
+    """α of g: the chance with which a uniform state keeps its token, at the clock of V tokens."""
+    signal, noise = gaussian(g)
+    return clock.tau(signal / (signal + noise))
+
+
+def level_of(alpha: Tensor, clock: Clock) -> Tensor:
+    """g with `kept(g)` = alpha, float64."""
+    t = clock.time(alpha.double()).clamp(1e-12, 1 - 1e-12)
+    return 2 * ((1 - t).log() - t.log())
+
+
+def time_of(alpha: Tensor, schedule: LogLinear) -> Tensor:
+    """t with α_t = alpha."""
+    return (1 - alpha) / (1 - schedule.eps)
+
+
+def argmax_tokens(tokens: Tensor, g: Tensor, noise: Tensor) -> Tensor:
+    """argmax of α̃ x_0 + σ̃ ε (B, L), for ε = noise (B, L, V).
+
+    The largest of the others' ε, and the token's own, decide it.
+    """
+    signal, sigma = (part.to(noise.dtype)[:, None, None] for part in gaussian(g))
+    state = sigma * noise
+    return state.scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1).to(state.dtype)).argmax(
+        -1
+    )
+
+
+def soft_tokens(
+    tokens: Tensor, g: Tensor, noise: Tensor, embedding: Tensor, temperature: float = 1e-3
+) -> Tensor:
+    """softmax((α̃ x_0 + σ̃ ε)/temperature)·E (B, L, d): the curriculum's input, near the argmax's embedding."""
+    signal, sigma = (part.to(noise.dtype)[:, None, None] for part in gaussian(g))
+    state = (sigma * noise).scatter_add(
+        -1, tokens[..., None], signal.expand(*tokens.shape, 1).to(noise.dtype)
+    )
+    return (state / temperature).softmax(-1) @ embedding
+
+
+def row_noise(draws: Tensor, shape: tuple[int, int]) -> Callable[[int], Tensor]:
+    """ε (L, V) of each row, from one uniform draw a row: never those of all rows at once."""
+    seeds = (draws.double().cpu() * 2**53).long().tolist()
+
+    def of(row: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seeds[row])).to(draws.device)
+
+    return of
