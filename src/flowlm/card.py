@@ -15,6 +15,7 @@ from typing import Any
 from flowlm import files
 from flowlm.config import RunConfig, from_dict, load_recipe, read_toml, recipe_path, to_dict
 from flowlm.evaluation.report import markdown, views
+from flowlm.families import family
 from flowlm.model import FlowLM, describe_data
 from flowlm.trained_on import ROWS, corpus_of, save_rows
 
@@ -29,6 +30,7 @@ _FILLED = {
     "init",
     "model.vocab_size",
     "model.vocabulary",
+    "model.family",
     "model.two_times",
     "model.head_start",
 }
@@ -185,16 +187,11 @@ def write_card(
         raise ValueError(f"{folder} has no {ABOUT}: a card is written for what flowlm export made")
     about, data = json.loads(path.read_text(encoding="utf-8")), describe_data(folder)
     model = FlowLM.from_pretrained(folder)
-    two_times = model.denoiser.config.two_times
     front = ["---", "library_name: flowlm", "tags: [flow-language-model, one-step-generation]"]
     front += [f"license: {about['licence']}"] * bool(about["licence"]) + ["---"]
     text = ["\n".join(front), f"# {about['title']}"]
     text.append(
-        (
-            "A flow map language model (FMLM): it writes a whole passage in one network call, or in a few. "
-            if two_times
-            else "A flow language model (FLM): it writes a passage along a flow, in many small steps. "
-        )
+        f"{model.family.label}: {model.family.writes} "
         + f"{about['parameters']:,} parameters, {about['bytes'] / 1e6:.1f} MB with weights in {about['dtype']}; "
         f"passages of {model.length} tokens, a vocabulary of {model.tokenizer.vocab_size:,}."
     )
@@ -202,7 +199,7 @@ def write_card(
     text.append("## Data\n\n" + _data_text(data, model))
     made = "\n".join(r["command"] for r in about["runs"])
     cost = "; ".join(
-        f"{'FMLM' if r['objective'] == 'flow-map' else 'FLM'}: {r['steps']:,} steps of {r['batch']} passages, "
+        f"{family(r['objective']).label}: {r['steps']:,} steps of {r['batch']} passages, "
         f"{r['seconds'] / 60:,.0f} minutes, seed {r['seed']}"
         + (f", held-out loss {r['held_out']:.4f} nats a token" if r["held_out"] is not None else "")
         for r in about["runs"]

@@ -78,6 +78,8 @@ class Family:
     """In tables."""
     about: ClassVar[str]
     """What it is, in a few words."""
+    writes: ClassVar[str]
+    """How it writes, a sentence."""
     network_name: ClassVar[str]
     """Families that share it share the network: a student and its teacher do."""
     taught: ClassVar[bool] = False

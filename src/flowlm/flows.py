@@ -27,6 +27,7 @@ class FLM(Family):
 
     name, label, network_name = "flow", "FLM", "flow"
     about = "flow, one time"
+    writes = "A flow language model: it writes a passage along a flow, in many small steps."
     options = DEFAULTS
 
     def fill(self, run: RunConfig) -> dict[str, Any]:
@@ -77,6 +78,7 @@ class FMLM(FLM):
     """Its flow map."""
 
     name, label, about = "flow-map", "FMLM", "flow map, two times"
+    writes = "A flow map language model: it writes a whole passage in one network call, or in a few."
     taught, held_out_ranks = True, False
 
     def fill(self, run: RunConfig) -> dict[str, Any]:

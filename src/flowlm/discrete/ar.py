@@ -98,6 +98,7 @@ class AR(Discrete):
 
     name = network_name = "ar"
     label, about = "AR", "one token after another"
+    writes = "It writes one token after another, a network call for each."
     causal = True
     options: ClassVar[Mapping[str, Any]] = {
         "temperature": 1.0,

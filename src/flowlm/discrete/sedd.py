@@ -108,6 +108,7 @@ class SEDD(Discrete):
 
     name = network_name = "sedd"
     label, about = "SEDD", "masked diffusion by scores"
+    writes = "It writes by opening masks, many of them in a step."
     timed = True
     options: ClassVar[Mapping[str, Any]] = {}
 
