@@ -85,8 +85,9 @@ def describe_run(run: Path) -> dict[str, Any]:
     if not path.exists():
         raise ValueError(f"{run} has no metrics.jsonl: it is not a run that was trained here")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    # a flow map's is taken to a moving target
-    held_out = [line["held_out"] for line in lines if "held_out" in line and config.objective == "flow"]
+    # those of students are taken to a moving target
+    ranks = family(config.objective).held_out_ranks
+    held_out = [line["held_out"] for line in lines if "held_out" in line and ranks]
     return {
         "command": command_of(run),
         "objective": config.objective,
