@@ -15,7 +15,7 @@ import safetensors.torch
 import tomli_w
 import torch
 
-from flowlm import model as model_module
+from flowlm import flows as flows_module
 from flowlm.data.tokens import Tokenizer
 from flowlm.model import FlowLM
 from flowlm.samplers import Sample
@@ -275,7 +275,10 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         ],
         ("are not in the vocabulary of 17", "use the text that the tokenizer was made for"),
     ),
-    "a teacher for a flow": (_with("--teacher", "runs/x"), ("only 'flow-map' learns from a teacher",)),
+    "a teacher for a flow": (
+        _with("--teacher", "runs/x"),
+        ("which learns from data alone: use 'flow-map', 'sdtt', 'duo-dcd'",),
+    ),
     "a teacher's rollout without one": (
         _with("--objective", "flow-map", "--flow-map.boundary-target", "teacher"),
         ("flow_map.boundary_target = 'teacher' needs a teacher",),
@@ -437,7 +440,7 @@ def test_any_number_of_passages_is_made_in_bounded_parts(
         calls.append(num)
         return Sample(torch.zeros(num, length, dtype=torch.long), 1)
 
-    monkeypatch.setattr(model_module, "sample", recorded)
+    monkeypatch.setattr(flows_module, "sample", recorded)
     assert command("generate", flm(), "--num", "2000", "--out", tmp_path / "s.jsonl") == 0
     assert sum(calls) == 2000
     assert max(calls) <= 256

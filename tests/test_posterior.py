@@ -16,7 +16,8 @@ from flowlm import posterior as module
 from flowlm.backbone import BackboneConfig
 from flowlm.clock import DecodingErrorClock
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.objectives import FlowMapObjective, FlowObjective, Objective
+from flowlm.families import Objective
+from flowlm.objectives import FlowMapObjective, FlowObjective
 from flowlm.objectives.flow_map import FlowMapConfig
 from flowlm.posterior import Head, Mixture, OneHot, Posterior, Stacked
 from flowlm.samplers import sample
