@@ -96,6 +96,9 @@ class EvaluateOptions(SamplerOptions):
     """Network calls, comma-separated; one row each."""
     num: int = 1000
     """Passages per row."""
+    scorer: str = ""
+    """Perplexity under this model: a run of objective 'ar', a causal model of Hugging Face's as a folder or by its name
+    on the hub, name@revision; empty: an n-gram model of the training text."""
     json: str = ""
     """Write the rows here as JSON."""
     report: str = ""
@@ -433,12 +436,14 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     from flowlm.evaluation.metrics import law_row
     from flowlm.evaluation.report import table_text, views, write_json
     from flowlm.evaluation.runs import evaluate_run, score_file, shown_samples, write_report
+    from flowlm.evaluation.scorers import open_scorer, scored
     from flowlm.model import PACKAGED
 
     if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
         raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
+    scorer = open_scorer(options.scorer, device=options.device) if options.scorer else None
     if target.is_file():
-        made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json"}
+        made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json", "scorer", "device"}
         set_ = [n for n in sorted(made) if getattr(options, n) != getattr(EvaluateOptions(), n)]
         if set_:
             flags = ", ".join("--" + name.replace("_", "-") for name in set_)
@@ -446,7 +451,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
                 f"{target} is a sample file and is scored as it is: {flags} would change nothing; "
                 "give the run's directory to make new samples"
             )
-        rows = [score_file(target)]
+        rows = [score_file(target, scorer=scorer, say=_say)]
         samples = Path()
     else:
         steps = parse_steps(options.steps)
@@ -461,11 +466,15 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             dtype=options.dtype,
             folder=samples,
             by_text=True if options.card else None,
+            scorer=scorer,
             say=_say,
             **options.sampler,
         )
     if rows[0]["law"]:
-        rows.append(law_row(Grammar(), rows[0]["num"], options.seed + 1))
+        law, count = Grammar(), rows[0]["num"]
+        rows.append(law_row(law, count, options.seed + 1))
+        if scorer is not None:
+            rows[-1] |= scored(scorer, law.sample(count, options.seed + 1))
     for view in views(rows):
         Console().print(table_text(view))
     if options.report:

@@ -20,6 +20,7 @@ from flowlm.evaluation.diversity import self_bleu
 from flowlm.evaluation.metrics import evaluate_texts, make_row, passage, words
 from flowlm.evaluation.ngram import KneserNey
 from flowlm.evaluation.samples import current_commit
+from flowlm.evaluation.scorers import Scorer, scored
 from flowlm.rng import key
 
 __all__ = ["TextJudge"]
@@ -85,10 +86,12 @@ class TextJudge:
         order = np.random.Generator(np.random.Philox(key(seed, "held-out passages")))
         return np.sort(order.permutation(len(self._held_out))[:num])
 
-    def reference_rows(self, num: int, seed: int, grammar: Grammar | None = None) -> list[dict[str, Any]]:
+    def reference_rows(
+        self, num: int, seed: int, grammar: Grammar | None = None, scorer: Scorer | None = None
+    ) -> list[dict[str, Any]]:
         """Rows of held-out text, at most `num` passages, and of `num` samples of the n-gram model.
 
-        With the grammar whose stories the text is, judged by its law too.
+        With the grammar whose stories the text is, judged by its law too; with a scorer, under it.
         """
         texts = {
             "held-out": _texts(self._tokenizer, self._held_out[self._some(num, seed)]),
@@ -101,6 +104,7 @@ class TextJudge:
                     "nfe": 0,
                     **evaluate_texts(own, grammar),
                     **self.measure(own),
+                    **({} if scorer is None else scored(scorer, own)),
                     "law": grammar.hash if grammar is not None else None,
                     "seed": seed if name != "held-out" else None,
                     "commit": current_commit(),

@@ -173,6 +173,11 @@ def _layout(
     if columns is not None:
         return list(columns), ""
     keys = list(dict.fromkeys(key for row in rows for key in row))
+    names = dict.fromkeys(row["scorer"] for row in rows if row.get("scorer") and row.get("perplexity"))
+    if len(names) > 1:
+        raise ValueError(
+            f"perplexities under different scorers do not compare, and stand in no one table: {'; '.join(names)}"
+        )
     if "model" not in keys or "nfe" not in keys:  # not rows of an evaluation: all they have
         return keys, ""
     shown = [key for key in ROW if any(_known(row, key) for row in rows)]

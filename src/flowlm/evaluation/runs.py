@@ -24,6 +24,7 @@ from flowlm.evaluation.samples import (
     read_samples,
     write_samples,
 )
+from flowlm.evaluation.scorers import Scorer, scored
 from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Progress
 from flowlm.trained_on import corpus_of
@@ -93,9 +94,19 @@ def _weights(path: Path | None) -> str | None:
 
 
 def score_file(
-    path: Path, *, grammar: Grammar | None = None, judge: TextJudge | None = None
+    path: Path,
+    *,
+    grammar: Grammar | None = None,
+    judge: TextJudge | None = None,
+    scorer: Scorer | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """The row of one sample file; against the grammar's law when the file names it or a grammar is given."""
+    """The row of one sample file; against the grammar's law when the file names it or a grammar is given.
+
+    Args:
+        judge: by a training text; its perplexity gives way to that of a scorer.
+        scorer: a causal model.
+    """
     header, records = read_samples(path)
     law = header.extra.get("law")
     if grammar is None and law:
@@ -105,7 +116,10 @@ def score_file(
                 f"{path} was written for the law {law[:12]}…, this version's is {grammar.hash[:12]}…: "
                 "score it with the version of flowlm that wrote it"
             )
-    more = judge.measure([record.text for record in records]) if judge is not None else None
+    texts = [record.text for record in records]
+    more = judge.measure(texts) if judge is not None else {}
+    if scorer is not None:
+        more |= scored(scorer, texts, say)
     return samples_row(header, records, grammar, more)
 
 
@@ -135,6 +149,7 @@ def evaluate_run(
     dtype: str = "auto",
     folder: Path | None = None,
     by_text: bool | None = None,
+    scorer: Scorer | None = None,
     say: Callable[[str], None] | None = None,
     **sampler: Any,
 ) -> list[dict[str, Any]]:
@@ -144,6 +159,7 @@ def evaluate_run(
 
     Args:
         by_text: judge by the training text (perplexity, copies, …); None: where there is no law to judge by.
+        scorer: whose perplexity takes the place of the n-gram model's.
         folder: of the sample files; `run`/samples when None.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
     """
@@ -166,10 +182,10 @@ def evaluate_run(
 
             write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, **sampler)
             before += k * num
-            rows.append(score_file(path, judge=judge))
+            rows.append(score_file(path, judge=judge, scorer=scorer, say=say))
     if judge is None:
         return rows
-    return rows + judge.reference_rows(num, seed + 1, Grammar() if lawful else None)
+    return rows + judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer)
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:

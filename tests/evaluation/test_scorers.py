@@ -1,0 +1,202 @@
+"""Scorers: likelihoods as written, texts cut and counted as their names say, kept by content."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowlm.discrete import ar
+from flowlm.evaluation import scorers
+from flowlm.evaluation.report import markdown
+from flowlm.evaluation.scorers import ARScorer, HFScorer, Scores, open_scorer, score_texts
+from helpers import LINES, command, flm, fmlm, grammar_flm, said, settings, trained
+
+TEXTS = [LINES[5], LINES[40], LINES[7] + " " + LINES[8], "the cat saw.", ""]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(
+        tmp_path_factory.mktemp("ar") / "run",
+        settings({"objective": "ar", "train.steps": 40, "train.eval_every": 0}),
+    )
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLOWLM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_our_own(run: Path) -> None:
+    """-log p of each token given those before it, the end's too."""
+    scorer = ARScorer(run, device="cpu")
+    found = scorer.judge(TEXTS)
+    model = scorer._model
+    for text, nats, count in zip(TEXTS, found.nats, found.tokens, strict=True):
+        (ids,) = model.tokenizer.encode([text])
+        ids = [*ids, model.tokenizer.eos_id][: model.length]
+        assert count == len(ids)
+        tokens = torch.tensor([ids])
+        log_probs = model.denoiser(ar.shifted(tokens, model.tokenizer.vocab_size)).log_probs()
+        want = -log_probs.gather(-1, tokens[..., None]).sum().item()
+        assert nats == pytest.approx(want, rel=1e-4)
+    assert "cut at 12 tokens" in scorer.name
+    assert found.tokens[2] == 12  # of two lines, fourteen words
+    own = scorer.judge(LINES[:30]).perplexity
+    shuffled = scorer.judge([" ".join(reversed(line.split())) for line in LINES[:30]]).perplexity
+    assert own is not None
+    assert shuffled is not None
+    assert own < 0.5 * shuffled
+
+
+def test_filling_inside_a_passage_is_unlikely(run: Path) -> None:
+    scorer = ARScorer(run, device="cpu")
+    model = scorer._model
+    first, second = LINES[5].split(" ", 1)
+    whole, broken = (scorer.judge([text]) for text in (LINES[5], f"{first} [PAD] {second}"))
+    assert broken.tokens[0] == whole.tokens[0] + 1
+    assert broken.nats[0] > whole.nats[0] + 2
+    (ids,) = model.tokenizer.encode([LINES[5]])
+    tokens = torch.tensor([[ids[0], model.tokenizer.pad_id, *ids[1:], model.tokenizer.eos_id]])
+    assert broken.nats[0] == pytest.approx(ar.losses(model.denoiser, tokens).sum().item(), rel=1e-4)
+
+
+def test_only_an_autoregressive_run_scores(run: Path) -> None:
+    with pytest.raises(ValueError, match="is of the family FLM, which has no exact likelihood"):
+        ARScorer(flm())
+    with pytest.raises(ValueError, match="the scorer cannot read the samples"):
+        ARScorer(run, device="cpu").judge(["zork blarg"])
+
+
+def test_perplexity_is_over_all_tokens() -> None:
+    assert Scores((2.0, 4.0), (1, 3)).perplexity == pytest.approx(math.exp(1.5))
+    assert Scores((0.0,), (0,)).perplexity is None
+
+
+class Counting:
+    """Says of each text its length, and counts how often it is asked."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def judge(self, texts: Any) -> Scores:
+        self.asked.append(list(texts))
+        return Scores(tuple(float(len(t)) for t in texts), tuple(len(t) for t in texts))
+
+
+def test_scores_are_kept_by_content(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scorers, "BATCH", 4)
+    scorer = Counting()
+    texts = ["ccc", "a", "bb", "eeeee", "dddd", "ffffff"]
+    found = score_texts(scorer, texts)
+    assert found.tokens == tuple(map(len, texts))
+    # like lengths together
+    assert scorer.asked == [["a", "bb", "ccc", "dddd"], ["eeeee", "ffffff"]]
+    assert score_texts(scorer, texts) == found
+    assert len(scorer.asked) == 2
+    score_texts(scorer, texts[:-1])
+    other = Counting()
+    other.name = "other"
+    score_texts(other, texts)
+    assert other.asked
+    for path in (cache / "scores").iterdir():
+        path.write_text("{")
+    assert score_texts(scorer, texts) == found
+    assert all(json.loads(p.read_text()) for p in (cache / "scores").iterdir() if p.read_text() != "{")
+
+
+# -- Hugging Face's --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A GPT-2 of a few thousand parameters, with random weights, and byte-level pieces."""
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed: it comes with .[dev]"
+    )
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    raw = Raw(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    raw.train_from_iterator(LINES, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"]))
+    folder = tmp_path_factory.mktemp("hf") / "tiny-gpt2"
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=300, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_a_causal_model_of_others(gpt2: Path) -> None:
+    """As papers do: tokens after the first, cut at the context; text by text it says the same."""
+    scorer = HFScorer(str(gpt2), device="cpu")
+    texts = [*LINES[:3], " ".join(LINES[:6]), "a", ""]
+    found = scorer.judge(texts)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(gpt2).eval(), AutoTokenizer.from_pretrained(gpt2)
+    for text, nats, count in zip(texts, found.nats, found.tokens, strict=True):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:16]
+        assert count == max(len(ids) - 1, 0)
+        if count:
+            row = torch.tensor([ids])
+            log_probs = model(row).logits[0, :-1].log_softmax(-1)
+            want = -log_probs[torch.arange(count), row[0, 1:]].sum().item()
+            assert nats == pytest.approx(want, rel=1e-4)
+    assert scorer.cut == 1
+    assert scorer.name.startswith("tiny-gpt2 local, float32")
+    assert "cut at 16 tokens" in scorer.name
+    assert HFScorer(str(gpt2), context=8, device="cpu").judge(texts).tokens[3] == 7
+
+
+def test_what_is_no_scorer(gpt2: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"reads 16 tokens, and 64 were asked for"):
+        HFScorer(str(gpt2), context=64)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        open_scorer(str(tmp_path / "empty"))
+
+
+def test_a_scorer_by_its_name(run: Path, gpt2: Path) -> None:
+    assert isinstance(open_scorer(str(run), device="cpu"), ARScorer)
+    assert isinstance(open_scorer(str(gpt2), device="cpu"), HFScorer)
+
+
+def test_evaluate_under_a_scorer(
+    run: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of a run, of held-out text, of the n-gram model and of a sample file, all under the same scorer."""
+    rows_file = tmp_path / "rows.json"
+    scorer = ("--scorer", run, "--device", "cpu")
+    assert command("evaluate", fmlm(), "--steps", "1,2", "--num", "20", *scorer, "--json", rows_file) == 0
+    rows = json.loads(rows_file.read_text())
+    assert [row["model"] for row in rows] == ["FMLM", "FMLM", "held-out", "5-gram"]
+    assert {row["scorer"] for row in rows} == {ARScorer(run, device="cpu").name}
+    texts = [json.loads(line)["text"] for line in sample_file(fmlm()).read_text().splitlines()[1:]]
+    want = score_texts(ARScorer(run, device="cpu"), texts).perplexity
+    assert rows[0]["perplexity"] == pytest.approx(want)
+    assert rows[2]["perplexity"] < rows[0]["perplexity"]
+    assert 0.9 < rows[0]["known"] <= 1  # the training text still judges what it can
+    assert command("evaluate", sample_file(fmlm()), *scorer, "--json", rows_file) == 0
+    assert json.loads(rows_file.read_text())[0]["perplexity"] == pytest.approx(want)
+    assert command("evaluate", grammar_flm(), "--steps", "1", "--num", "4", *scorer) == 1
+    assert "the scorer cannot read the samples" in said(capsys)
+    with pytest.raises(ValueError, match="perplexities under different scorers do not compare"):
+        markdown([rows[0], rows[1] | {"scorer": "another"}])
+
+
+def sample_file(run: Path) -> Path:
+    return run / "samples" / "nfe-0001-seed-0.jsonl"
