@@ -128,7 +128,8 @@ class HFScorer:
         context: tokens of a text that are read; those the model has room for, at most 1,024, when 0.
 
     Raises:
-        ValueError: transformers is missing, there is no such model, or it has no room for `context`.
+        ImportError: transformers is missing.
+        ValueError: there is no such model, or it has no room for `context`.
     """
 
     def __init__(
@@ -142,8 +143,10 @@ class HFScorer:
     ):
         try:
             from transformers import AutoModelForCausalLM, AutoTokenizer
-        except ImportError:
-            raise ValueError(f"the scorer {name} needs transformers: pip install 'flowlm[eval]'") from None
+        except ImportError as error:
+            raise ImportError(
+                "a scorer of Hugging Face's needs transformers: pip install 'flowlm[eval]'"
+            ) from error
         options: dict[str, Any] = {"revision": revision} if revision else {}
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
