@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flowlm import files
-from flowlm.config import RunConfig, from_dict, load_recipe, read_toml, recipe_path, to_dict
+from flowlm.config import RunConfig, dotted, from_dict, load_recipe, read_toml, recipe_path, to_dict
 from flowlm.evaluation.report import markdown, views
 from flowlm.families import family
 from flowlm.model import FlowLM, describe_data
@@ -46,7 +46,7 @@ def command_of(run: Path) -> str:
         recipe = None
     if recipe is None:
         return f"flowlm {word} {run / 'config.toml'}"
-    mine, theirs = _leaves(to_dict(config)), _leaves(to_dict(recipe))
+    mine, theirs = dotted(to_dict(config)), dotted(to_dict(recipe))
     # A student takes model and data from its teacher.
     given = ("model.", "data.") if config.teacher else ("\0",)
     options = [
@@ -58,13 +58,6 @@ def command_of(run: Path) -> str:
         f"--{name} {shlex.quote(value)}" for name in ("teacher", "init") if (value := getattr(config, name))
     ]
     return " ".join([f"flowlm {word} {config.recipe}", *sources, f"--out {shlex.quote(str(run))}", *options])
-
-
-def _leaves(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= _leaves(value, f"{where}{key}.") if isinstance(value, Mapping) else {where + key: value}
-    return out
 
 
 def _option(name: str, value: Any) -> str:

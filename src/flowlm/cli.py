@@ -62,8 +62,9 @@ class SamplerOptions:
     @property
     def sampler(self) -> dict[str, Any]:
         """The options that were given; the others are as the model's family has them."""
-        names = ("gamma", "prior_scale", "temperature", "top_k", "top_p", "last")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        from flowlm.evaluation.samples import DEFAULT_SAMPLER
+
+        return {name: value for name in DEFAULT_SAMPLER if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True)

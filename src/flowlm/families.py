@@ -60,6 +60,22 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What a sampler is asked for, whatever its family. Passage i depends on (seed, first + i) alone."""
+
+    num: int
+    length: int
+    """Tokens in a passage."""
+    steps: int
+    seed: int
+    first: int
+    clock: Clock | None = None
+    """In whose τ a flow's grid is uniform; the network's own when None."""
+    callback: Callable[[Step], None] | None = None
+    """Called at each network call."""
+
+
+@dataclass(frozen=True)
 class Start:
     """What a run starts from."""
 
@@ -129,20 +145,8 @@ class Family:
         """Network calls that `steps` asked for are."""
         return steps
 
-    def sample(
-        self,
-        network: Any,
-        num: int,
-        length: int,
-        steps: int,
-        *,
-        seed: int,
-        first: int,
-        clock: Clock | None,
-        callback: Callable[[Step], None] | None,
-        **options: Any,
-    ) -> Sample:
-        """num passages; passage i depends on (seed, first + i) alone."""
+    def sample(self, network: Any, ask: Ask, **options: Any) -> Sample:
+        """The passages asked for, by options of `check_options`."""
         raise NotImplementedError
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:

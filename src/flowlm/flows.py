@@ -11,9 +11,9 @@ from torch import Tensor
 
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.families import Family, Objective, Start
+from flowlm.families import Ask, Family, Objective, Start
 from flowlm.objectives import FlowMapObjective, FlowObjective
-from flowlm.samplers import DEFAULTS, Sample, Step, sample
+from flowlm.samplers import DEFAULTS, Sample, sample
 
 if TYPE_CHECKING:
     from flowlm.config import RunConfig
@@ -56,21 +56,17 @@ class FLM(Family):
         assert clock is not None
         return FlowObjective(clock)
 
-    def sample(
-        self,
-        network: Denoiser,
-        num: int,
-        length: int,
-        steps: int,
-        *,
-        seed: int,
-        first: int,
-        clock: Clock | None,
-        callback: Callable[[Step], None] | None,
-        **options: Any,
-    ) -> Sample:
+    def sample(self, network: Denoiser, ask: Ask, **options: Any) -> Sample:
         return sample(
-            network, num, length, steps, seed=seed, first=first, clock=clock, callback=callback, **options
+            network,
+            ask.num,
+            ask.length,
+            ask.steps,
+            seed=ask.seed,
+            first=ask.first,
+            clock=ask.clock,
+            callback=ask.callback,
+            **options,
         )
 
 

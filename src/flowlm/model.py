@@ -17,7 +17,7 @@ from flowlm.config import from_dict, to_dict
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import precision, resolve_device, resolve_dtype
-from flowlm.families import family_of
+from flowlm.families import Ask, family_of
 from flowlm.samplers import Step
 from flowlm.weights import load_weights, stored_as, write_weights
 
@@ -166,17 +166,9 @@ class FlowLM:
         size = min(size, batch or size)
         for start in range(0, num, size):
             with precision(device, compute):
-                part = self.family.sample(
-                    self.denoiser,
-                    min(size, num - start),
-                    self.length,
-                    steps,
-                    seed=seed,
-                    first=first + start,
-                    clock=self.sampling_clock,
-                    callback=callback,
-                    **options,
-                )
+                count = min(size, num - start)
+                ask = Ask(count, self.length, steps, seed, first + start, self.sampling_clock, callback)
+                part = self.family.sample(self.denoiser, ask, **options)
             tokens = part.tokens.cpu()
             yield Generation([self._text(row) for row in tokens.tolist()], tokens, part.nfe)
 

@@ -15,7 +15,7 @@ from flowlm.backbone import KVCache
 from flowlm.discrete.base import Discrete, DiscreteObjective
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
-from flowlm.families import Objective
+from flowlm.families import Ask, Objective
 from flowlm.posterior import Posterior
 from flowlm.samplers import Sample, Step
 
@@ -115,29 +115,19 @@ class AR(Discrete):
     def calls(self, steps: int, length: int) -> int:
         return length
 
-    def sample(
-        self,
-        network: TokenNetwork,
-        num: int,
-        length: int,
-        steps: int,
-        *,
-        seed: int,
-        first: int,
-        clock: Clock | None,
-        callback: Callable[[Step], None] | None,
-        **options: Any,
-    ) -> Sample:
+    def sample(self, network: TokenNetwork, ask: Ask, **options: Any) -> Sample:
         check_draws(**options)
         device = network.embedding.device
-        uniform = self._uniforms(seed, "ar", num, first, (length,), device)(0)
+        uniform = self._uniforms(ask, "ar", (ask.length,), device)(0)
+
+        callback = ask.callback
 
         def seen(position: int, posterior: Posterior) -> None:
             assert callback is not None
-            callback(Step(position, position / length, posterior.hidden, posterior))
+            callback(Step(position, position / ask.length, posterior.hidden, posterior))
 
         tokens = sample(network, uniform, callback=None if callback is None else seen, **options)
-        return Sample(tokens, length)
+        return Sample(tokens, ask.length)
 
 
 def check_draws(temperature: float, top_k: int, top_p: float, last: str) -> None:

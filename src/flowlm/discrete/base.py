@@ -12,7 +12,7 @@ from flowlm import rng
 from flowlm.denoiser import DenoiserConfig
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
-from flowlm.families import Family
+from flowlm.families import Ask, Family
 from flowlm.objectives.draws import stratified
 
 if TYPE_CHECKING:
@@ -97,12 +97,12 @@ class Discrete(Family):
         return TokenNetwork(config, causal=self.causal, timed=self.timed, extra=self.extra)
 
     def _uniforms(
-        self, seed: int, stream: str, num: int, first: int, shape: tuple[int, ...], device: torch.device
+        self, ask: Ask, stream: str, shape: tuple[int, ...], device: torch.device
     ) -> Callable[[int], Tensor]:
         """Of each step, draws (..., num, L), of which row i depends on (seed, first + i) alone."""
 
         def at(step: int) -> Tensor:
-            rows = [(seed, stream, step, first + i) for i in range(num)]
+            rows = [(ask.seed, stream, step, ask.first + i) for i in range(ask.num)]
             return rng.uniform_rows(rows, shape, device).movedim(0, -2)
 
         return at

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from flowlm.clock import Clock, DecodingErrorClock
 from flowlm.discrete import duo
-from flowlm.discrete.base import SCHEDULE, DiscreteObjective
-from flowlm.discrete.distil import Rounds, check_teacher, divergence
+from flowlm.discrete.base import SCHEDULE
+from flowlm.discrete.distil import Rounds, RoundsObjective, check_teacher, divergence
 from flowlm.discrete.gaussian import argmax_tokens, kept, row_noise, time_of
 from flowlm.discrete.network import TokenNetwork
 from flowlm.families import Objective
@@ -27,16 +27,12 @@ if TYPE_CHECKING:
 LEVELS = (-4.0, -1.0)
 
 
-class DCDObjective(DiscreteObjective):
+class DCDObjective(RoundsObjective):
     """KL(student at the noisier of two states ‖ teacher at the other), both of one ε."""
 
     def __init__(self, rounds: Rounds, clock: Clock):
-        super().__init__(self._of, 1, timed=True)
-        self.rounds, self.clock = rounds, clock
-
-    def prepare(self, model: Any, step: int | None = None) -> None:
-        if step is not None:
-            self.rounds.enter(model, step)
+        super().__init__(self._of, 1, rounds)
+        self.clock = clock
 
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
         low, high = LEVELS
@@ -55,12 +51,6 @@ class DCDObjective(DiscreteObjective):
         with torch.no_grad():
             target = self.rounds.teacher(z, s)
         return divergence(net(x, t), target)
-
-    def state(self) -> dict[str, Tensor]:
-        return self.rounds.state()
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        self.rounds.load(state)
 
 
 class DCD(duo.Duo):

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from flowlm.discrete.base import DiscreteObjective, Losses
 from flowlm.posterior import Posterior, Target
 
 if TYPE_CHECKING:
@@ -89,6 +90,29 @@ class Rounds:
         self.number = int(state["round"])
         weights = {n.removeprefix("teacher."): v for n, v in state.items() if n.startswith("teacher.")}
         self.teacher.load_state_dict(weights)
+
+
+class RoundsObjective(DiscreteObjective):
+    """Losses of a student whose teacher changes with the round.
+
+    Args:
+        losses, uniforms: as of every discrete objective.
+        rounds: the teacher and its step.
+    """
+
+    def __init__(self, losses: Losses, uniforms: int, rounds: Rounds):
+        super().__init__(losses, uniforms, timed=True)
+        self.rounds = rounds
+
+    def prepare(self, model: Any, step: int | None = None) -> None:
+        if step is not None:
+            self.rounds.enter(model, step)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.rounds.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        self.rounds.load(state)
 
 
 def check_teacher(run: RunConfig) -> None:

@@ -31,8 +31,8 @@ from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_ru
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.gaussian import argmax_tokens, level_of, row_noise, soft_tokens
 from flowlm.discrete.network import TokenNetwork
-from flowlm.discrete.schedule import LogLinear
-from flowlm.families import Objective
+from flowlm.discrete.schedule import LogLinear, steps_of
+from flowlm.families import Ask, Objective
 from flowlm.posterior import Posterior
 from flowlm.samplers import Sample, Step
 
@@ -125,8 +125,7 @@ def sample(
             perplexity and entropy by much: say which was used.
     """
     x = (first * vocab_size).long().clamp_max(vocab_size - 1).to(device)
-    for i in range(steps):
-        t, s = 1 - i / steps, (0.0 if i + 1 == steps else 1 - (i + 1) / steps)
+    for i, t, s in steps_of(steps):
         posterior = network(x, torch.full(shape[:1], t, device=device))
         if callback is not None:
             callback(Step(i, t, x, posterior))
@@ -198,33 +197,21 @@ class Duo(Discrete):
     ) -> Objective:
         return DuoObjective(run.duo, run.train.steps, DecodingErrorClock(network.config.vocab_size))
 
-    def sample(
-        self,
-        network: TokenNetwork,
-        num: int,
-        length: int,
-        steps: int,
-        *,
-        seed: int,
-        first: int,
-        clock: Clock | None,
-        callback: Callable[[Step], None] | None,
-        **options: Any,
-    ) -> Sample:
+    def sample(self, network: TokenNetwork, ask: Ask, **options: Any) -> Sample:
         check_rule(**options)
         device = network.embedding.device
-        begin = self._uniforms(seed, "duo first", num, first, (length,), device)
-        uniforms = self._uniforms(seed, "duo", num, first, (length,), device)
+        begin = self._uniforms(ask, "duo first", (ask.length,), device)
+        uniforms = self._uniforms(ask, "duo", (ask.length,), device)
         tokens = sample(
             network,
-            (num, length),
-            steps,
+            (ask.num, ask.length),
+            ask.steps,
             begin(0),
             uniforms,
             network.config.vocab_size,
             SCHEDULE,
             device=device,
-            callback=callback,
+            callback=ask.callback,
             **options,
         )
-        return Sample(tokens, steps)
+        return Sample(tokens, ask.steps)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowlm.clock import Clock
 from flowlm.discrete.schedule import LogLinear
+from flowlm.posterior import mean_state
 
 
 def gaussian(g: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,26 +44,21 @@ def time_of(alpha: Tensor, schedule: LogLinear) -> Tensor:
 
 
 def argmax_tokens(tokens: Tensor, g: Tensor, noise: Tensor) -> Tensor:
-    """argmax of α̃ x_0 + σ̃ ε (B, L), for ε = noise (B, L, V).
-
-    The largest of the others' ε, and the token's own, decide it.
-    """
-    signal, sigma = (part.to(noise.dtype)[:, None, None] for part in gaussian(g))
-    state = sigma * noise
-    return state.scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1).to(state.dtype)).argmax(
-        -1
-    )
+    """argmax of α̃ x_0 + σ̃ ε (B, L), for ε = noise (B, L, V)."""
+    return _state(tokens, g, noise).argmax(-1)
 
 
 def soft_tokens(
     tokens: Tensor, g: Tensor, noise: Tensor, embedding: Tensor, temperature: float = 1e-3
 ) -> Tensor:
     """softmax((α̃ x_0 + σ̃ ε)/temperature)·E (B, L, d): the curriculum's input, near the argmax's embedding."""
+    return mean_state(_state(tokens, g, noise) / temperature, embedding, embedding.dtype)
+
+
+def _state(tokens: Tensor, g: Tensor, noise: Tensor) -> Tensor:
+    """α̃ x_0 + σ̃ ε (B, L, V)."""
     signal, sigma = (part.to(noise.dtype)[:, None, None] for part in gaussian(g))
-    state = (sigma * noise).scatter_add(
-        -1, tokens[..., None], signal.expand(*tokens.shape, 1).to(noise.dtype)
-    )
-    return (state / temperature).softmax(-1) @ embedding
+    return (sigma * noise).scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1))
 
 
 def row_noise(draws: Tensor, shape: tuple[int, int]) -> Callable[[int], Tensor]:

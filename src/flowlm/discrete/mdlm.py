@@ -17,8 +17,8 @@ from torch import Tensor
 from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
-from flowlm.discrete.schedule import LogLinear
-from flowlm.families import Objective
+from flowlm.discrete.schedule import LogLinear, steps_of
+from flowlm.families import Ask, Objective
 from flowlm.posterior import Posterior
 from flowlm.samplers import Sample, Step
 
@@ -91,10 +91,7 @@ def sample(
     x = torch.full(shape, mask, device=device)
     posterior: Posterior | None = None
     calls = 0
-    for i in range(steps):
-        t, s = 1 - i / steps, 1 - (i + 1) / steps
-        if i + 1 == steps:
-            s = 0.0
+    for i, t, s in steps_of(steps):
         if posterior is None:
             posterior = network(x, torch.full(shape[:1], t, device=device))
             calls += 1
@@ -129,30 +126,18 @@ class MDLM(Discrete):
 
         return DiscreteObjective(of, 1, timed=True)
 
-    def sample(
-        self,
-        network: TokenNetwork,
-        num: int,
-        length: int,
-        steps: int,
-        *,
-        seed: int,
-        first: int,
-        clock: Clock | None,
-        callback: Callable[[Step], None] | None,
-        **options: Any,
-    ) -> Sample:
+    def sample(self, network: TokenNetwork, ask: Ask, **options: Any) -> Sample:
         check_rule(**options)
         device = network.embedding.device
         tokens, _ = sample(
             lambda x, t: network(x),
-            (num, length),
-            steps,
-            self._uniforms(seed, "mdlm", num, first, (2, length), device),
+            (ask.num, ask.length),
+            ask.steps,
+            self._uniforms(ask, "mdlm", (2, ask.length), device),
             network.config.vocab_size,
             SCHEDULE,
             device=device,
-            callback=callback,
+            callback=ask.callback,
             **options,
         )
-        return Sample(tokens, steps)
+        return Sample(tokens, ask.steps)

@@ -51,8 +51,13 @@ class TokenNetwork(nn.Module):
         if tokens.is_floating_point():
             h = tokens
         else:
-            table = torch.cat([self.embedding, self.extra]) if hasattr(self, "extra") else self.embedding
-            h = F.embedding(tokens, table)
+            v = len(self.embedding)
+            h = F.embedding(tokens.clamp_max(v - 1), self.embedding)
+            if hasattr(self, "extra"):
+                # Two look-ups: one table of both would be a copy of E at each call.
+                h = torch.where(
+                    (tokens >= v)[..., None], F.embedding((tokens - v).clamp_min(0), self.extra), h
+                )
         if self.timed:
             assert t is not None, "this network reads the time"
             with torch.autocast(h.device.type, enabled=False):

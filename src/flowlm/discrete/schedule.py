@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+
+def steps_of(count: int) -> Iterator[tuple[int, float, float]]:
+    """(number, t, s) of even steps from t = 1 to s = 0, which is exact at the end."""
+    for i in range(count):
+        yield i, 1 - i / count, 1 - (i + 1) / count if i + 1 < count else 0.0
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from flowlm.discrete import mdlm
-from flowlm.discrete.base import SCHEDULE, DiscreteObjective
-from flowlm.discrete.distil import Rounds, check_teacher, divergence
+from flowlm.discrete.base import SCHEDULE
+from flowlm.discrete.distil import Rounds, RoundsObjective, check_teacher, divergence
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.families import Objective
@@ -68,16 +68,11 @@ def losses(
     return torch.where(x == mask, loss, 0.0)
 
 
-class SDTTObjective(DiscreteObjective):
+class SDTTObjective(RoundsObjective):
     """Losses of a student, with rounds."""
 
     def __init__(self, rounds: Rounds):
-        super().__init__(self._of, 3, timed=True)
-        self.rounds = rounds
-
-    def prepare(self, model: Any, step: int | None = None) -> None:
-        if step is not None:
-            self.rounds.enter(model, step)
+        super().__init__(self._of, 3, rounds)
 
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
         return losses(
@@ -90,12 +85,6 @@ class SDTTObjective(DiscreteObjective):
             net.config.vocab_size,
             SCHEDULE,
         )
-
-    def state(self) -> dict[str, Tensor]:
-        return self.rounds.state()
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        self.rounds.load(state)
 
 
 class SDTT(mdlm.MDLM):

@@ -21,8 +21,8 @@ from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.mdlm import corrupt
 from flowlm.discrete.network import TokenNetwork
-from flowlm.discrete.schedule import LogLinear
-from flowlm.families import Objective
+from flowlm.discrete.schedule import LogLinear, steps_of
+from flowlm.families import Ask, Objective
 from flowlm.posterior import Posterior
 from flowlm.samplers import Sample, Step
 
@@ -90,8 +90,7 @@ def sample(
         uniforms: of each step, draws (B, L), float64.
     """
     x = torch.full(shape, mask, device=device)
-    for i in range(steps):
-        t, s = 1 - i / steps, (0.0 if i + 1 == steps else 1 - (i + 1) / steps)
+    for i, t, s in steps_of(steps):
         alpha = schedule.alpha(torch.tensor(t, dtype=torch.float64))
         # At ε = 0 nothing is left of a token at t = 1, and a score of it would be 0.
         log_r = float(torch.log(alpha.clamp_min(1e-12) / (1 - alpha)))
@@ -120,23 +119,18 @@ class SEDD(Discrete):
 
         return DiscreteObjective(of, 1, timed=True)
 
-    def sample(
-        self,
-        network: TokenNetwork,
-        num: int,
-        length: int,
-        steps: int,
-        *,
-        seed: int,
-        first: int,
-        clock: Clock | None,
-        callback: Callable[[Step], None] | None,
-        **options: Any,
-    ) -> Sample:
+    def sample(self, network: TokenNetwork, ask: Ask, **options: Any) -> Sample:
         device = network.embedding.device
-        uniforms = self._uniforms(seed, "sedd", num, first, (length,), device)
+        uniforms = self._uniforms(ask, "sedd", (ask.length,), device)
         mask = network.config.vocab_size
         tokens = sample(
-            network, (num, length), steps, uniforms, mask, SCHEDULE, device=device, callback=callback
+            network,
+            (ask.num, ask.length),
+            ask.steps,
+            uniforms,
+            mask,
+            SCHEDULE,
+            device=device,
+            callback=ask.callback,
         )
-        return Sample(tokens, steps)
+        return Sample(tokens, ask.steps)
