@@ -1,4 +1,4 @@
-"""The command line: `flowlm prepare | train | distill | generate | evaluate | demo | info`.
+"""The command line: `flowlm prepare | train | distill | generate | evaluate | export | compare | demo | info`.
 
 Each command's own help is a short lesson in what it does; options are the fields of the configuration.
 """
@@ -24,6 +24,7 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
   flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them
   flowlm export RUN --out FOLDER [--dtype int8]                  a model to hand on, with its card
+  flowlm compare RECIPE.toml [--out FOLDER]                      several families, at equal training compute
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
   flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
 
@@ -144,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "generate": _generate,
         "evaluate": _evaluate,
         "export": _export,
+        "compare": _compare,
         "demo": _demo,
         "info": _info,
     }
@@ -531,6 +533,69 @@ def _export(args: list[str]) -> int:
     )
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     _say(f"{folder}: {size / 1e6:.1f} MB; flowlm evaluate {folder} --card adds to its card how good it is")
+    return 0
+
+
+# -- compare ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Train every model of a comparison at equal training compute, judge them alike, and say which claims hold.
+
+    What is finished is not done again, so the command goes on where it was stopped. Fields of [compare] and of runs
+    can be set: --compare.num 200 --data.path my.txt; the latter then hold for all models.
+    """
+
+    out: str = ""
+    """Folder of its runs and its report; comparisons/<recipe's name> when empty."""
+
+
+def _compare(args: list[str]) -> int:
+    import tyro
+
+    from flowlm.comparison.recipe import CompareConfig, load_comparison
+    from flowlm.comparison.report import report
+    from flowlm.comparison.runs import Interrupted, Runner
+    from flowlm.config import RunConfig, dotted, to_dict
+
+    typed = list(args)
+    wants_help = args[:1] in (["-h"], ["--help"])
+    recipe = "" if wants_help else _positional(args, "a comparison's recipe, such as compare-grammar")
+    before = load_comparison(recipe).config if recipe else CompareConfig()
+    kind = dataclasses.make_dataclass(
+        "Options",
+        [
+            (
+                "config",
+                Annotated[RunConfig, tyro.conf.arg(name="")],
+                dataclasses.field(default_factory=RunConfig),
+            ),
+            ("compare", CompareConfig, dataclasses.field(default=before)),
+        ],
+        bases=(CompareOptions,),
+        frozen=True,
+    )
+    options = _options(kind, kind(), args, "flowlm compare RECIPE.toml", CompareOptions.__doc__)
+    # What was typed, whether or not it is the default.
+    named = {
+        arg.split("=", 1)[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")
+    }
+    over = {
+        name: value
+        for name, value in dotted(to_dict(options.config)).items()
+        if named & {name, ".".join([*name.split(".")[:-1], "no_" + name.split(".")[-1]])}
+    }
+    comparison = load_comparison(recipe, over, to_dict(options.compare))
+    out = Path(options.out) if options.out else Path("comparisons") / Path(recipe).stem
+    try:
+        report(Runner(comparison, out, _say), shlex.join(["flowlm", "compare", *typed]))
+    except Interrupted:
+        _say(
+            f"interrupted; what is finished is kept. Go on with: {shlex.join(['flowlm', 'compare', *typed])}"
+        )
+        return 130
+    _say(f"report in {out}")
     return 0
 
 

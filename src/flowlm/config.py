@@ -209,6 +209,11 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{path} must be a list, got {type(value).__name__} {value!r}")
+        (kind,) = typing.get_args(hint)
+        return [_coerce(kind, item, f"{path}[{i}]") for i, item in enumerate(value)]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:

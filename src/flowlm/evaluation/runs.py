@@ -26,7 +26,7 @@ from flowlm.evaluation.samples import (
 )
 from flowlm.evaluation.scorers import Scorer, scored
 from flowlm.model import FlowLM, describe_data
-from flowlm.progress import Progress
+from flowlm.progress import Part, Progress
 from flowlm.trained_on import corpus_of
 
 
@@ -149,28 +149,40 @@ def evaluate_run(
     dtype: str = "auto",
     folder: Path | None = None,
     by_text: bool | None = None,
+    judge: TextJudge | None = None,
     scorer: Scorer | None = None,
     say: Callable[[str], None] | None = None,
+    part: Part | None = None,
     **sampler: Any,
 ) -> list[dict[str, Any]]:
     """One row per step count: generates sample files, nfe-*.jsonl, and scores them.
 
-    Where they are judged by the training text, rows of held-out passages and of an n-gram model's samples follow.
+    Where they are judged by the training text, rows of held-out passages and of an n-gram model's samples follow,
+    unless the judge is given.
 
     Args:
         by_text: judge by the training text (perplexity, copies, …); None: where there is no law to judge by.
+        judge: by that text, made before, for many runs on it.
         scorer: whose perplexity takes the place of the n-gram model's.
         folder: of the sample files; `run`/samples when None.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
+        part: of a longer job's bar, in place of a bar of its own.
     """
     model = FlowLM.from_pretrained(run, device=device)
     lawful = model.data.get("corpus") == "grammar"
-    judge = judge_of(run, model, say or (lambda line: None)) if by_text or not lawful else None
+    alone = judge is None
+    if judge is None and (by_text or not lawful):
+        judge = judge_of(run, model, say or (lambda line: None))
     sampler = model.family.check_options(sampler)
     # An autoregressive model takes as many calls as there are tokens, whatever is asked for.
     steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
     rows = []
-    shown = contextlib.nullcontext() if say is None else Progress(num * sum(steps), 0, 0, say, label="calls")
+    total = num * sum(steps)
+    shown: contextlib.AbstractContextManager[Progress | Part | None] = contextlib.nullcontext()
+    if part is not None:
+        shown = part.of(total)
+    elif say is not None:
+        shown = Progress(total, 0, 0, say, label="calls")
     with shown as progress:
         before = 0
         for k in steps:
@@ -183,7 +195,7 @@ def evaluate_run(
             write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, **sampler)
             before += k * num
             rows.append(score_file(path, judge=judge, scorer=scorer, say=say))
-    if judge is None:
+    if judge is None or not alone:
         return rows
     return rows + judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer)
 
