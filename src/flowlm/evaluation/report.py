@@ -220,7 +220,9 @@ def _layout(
         if {"valid", "perplexity"} & {*shown}:
             spare |= {"distinct_2", "tokens_per_second"}
         if "perplexity" in shown:
-            spare |= {"unique", "longest_copy"} if "frechet" in shown else {"unique"}
+            # each of these takes the room of one of the others
+            both = [key for key in ("frechet", _RANK) if key in shown]
+            spare |= {"unique", *("longest_copy", "copied")[: len(both)]}
         shown = [key for key in shown if key not in spare]
     notes: list[str] = []
     # Sampler options change what a row means: shown wherever one is not the default.

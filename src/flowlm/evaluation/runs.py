@@ -147,7 +147,7 @@ def score_file(
         ValueError: no sample file, one of another law, or one whose texts are all empty.
     """
     header, records = read_samples(path)
-    if not any(passage(record.text) for record in records):
+    if records and not any(passage(record.text) for record in records):
         raise ValueError(
             f"{path}: all {len(records):,} texts are empty: there is nothing to measure; look at what wrote them"
         )
@@ -216,8 +216,8 @@ def _sample_path(folder: Path, steps: int, seed: int, sampler: Mapping[str, Any]
     return folder / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
 
 
-def _is_written(path: Path, like: Header, num: int) -> bool:
-    """Whether a sample file of the same weights and settings is there already."""
+def _is_written(path: Path, like: Header, num: int, timed: bool) -> bool:
+    """Whether a sample file of the same weights and settings is there already, with its latency if that is asked."""
     try:
         header, records = read_samples(path)
     except (OSError, ValueError):
@@ -225,6 +225,7 @@ def _is_written(path: Path, like: Header, num: int) -> bool:
     same = ("model", "nfe", "sampler", "seed", "dtype", "tokenizer")
     return (
         len(records) == num
+        and ("latency" in header.extra or not timed)
         and all(getattr(header, name) == getattr(like, name) for name in same)
         and header.extra.get("weights") is not None
         and header.extra.get("weights") == like.extra["weights"]
@@ -343,8 +344,9 @@ def _write_all(
     plain = _header(model, run, 0, seed, dtype, {})
     for i, (path, (k, own)) in enumerate(files_of.items()):
         like = dataclasses.replace(plain, nfe=k, sampler=own)
-        if not (reuse and _is_written(path, like, num)):
-            missing.append((path, k, own, i < timed))
+        with_latency = i < timed
+        if not (reuse and _is_written(path, like, num, with_latency)):
+            missing.append((path, k, own, with_latency))
     if reuse and say is not None:
         say(f"{len(files_of)} settings of the sampler, {len(files_of) - len(missing)} of them sampled before")
     calls = num * sum(k for _, k, _, _ in missing)
