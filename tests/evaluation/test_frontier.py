@@ -19,9 +19,8 @@ from flowlm.evaluation.metrics import words
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.evaluation.samples import read_samples, write_samples
 from flowlm.families import NAMES, family
-from helpers import command, flm, grammar_flm, said
+from helpers import command, flm, grammar_flm, said, trained
 from helpers import settings as run_settings
-from helpers import trained
 
 
 def test_settings_are_in_order() -> None:
