@@ -219,6 +219,8 @@ def _layout(
         spare = {"seconds", "latency"}
         if {"valid", "perplexity"} & {*shown}:
             spare |= {"distinct_2", "tokens_per_second"}
+        if "pair_coverage" in shown:
+            spare |= {"unique"}  # which sees less of the same
         if "perplexity" in shown:
             # each of these takes the room of one of the others
             both = [key for key in ("frechet", _RANK) if key in shown]
