@@ -175,7 +175,7 @@ def test_terminal_table_fits_in_80_columns() -> None:
         assert cell in text
     assert "…" not in text
     # with coverage, in the place of what is unique
-    text = shown([row("law", 0, 1.0, pair_coverage=0.8765), *ROWS], width=80)
+    text = shown([row("law", 0, 1.0, pair_coverage=0.877), *ROWS], width=80)
     for cell in ("coverage", "100.0 %", "87.7 %", "97.0 %", "0.394", "3.607", "0.031", "0.100"):
         assert cell in text
     assert ">99.9 %" not in text
