@@ -6,6 +6,7 @@ Each command's own help is a short lesson in what it does; options are the field
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import shlex
 import sys
@@ -90,14 +91,18 @@ class EvaluateOptions(SamplerOptions):
     """Measure a run (it generates first, in sample files) or a sample file.
 
     On `grammar` the law is known exactly: share of valid stories, which rules broke, likelihood of the valid
-    ones, distance of every slot and pair of slots from the law. On any text: perplexity under an n-gram model of
-    the training text, words it knows, copies, self-BLEU, entropy, beside held-out text and the n-gram model's samples.
+    ones, distance of every slot and pair of slots from the law, how much of it is told. On any text: perplexity under
+    an n-gram model of the training text, words it knows, copies, self-BLEU, entropy, beside held-out text and the
+    n-gram model's samples.
     """
 
     steps: str = "1,2,4,8,16,64"
     """Network calls, comma-separated; one row each."""
     num: int = 1000
     """Passages per row."""
+    frontier: bool = False
+    """Turn each knob of the sampler (temperature, prior scale, …) by itself, and compare at the entropy of held-out
+    text. Samples of the same settings are not made again: what was interrupted goes on."""
     scorer: str = ""
     """Perplexity under this model: a run of objective 'ar', a causal model of Hugging Face's as a folder or by its name
     on the hub, name@revision; empty: an n-gram model of the training text."""
@@ -105,6 +110,8 @@ class EvaluateOptions(SamplerOptions):
     """Write the rows here as JSON."""
     report: str = ""
     """Write a folder here: the rows, the held-out curve and samples at each step count, as JSON and Markdown."""
+    force: bool = False
+    """Write the report into a folder that holds something else."""
     card: bool = False
     """Write what was measured into the card of an exported model."""
 
@@ -428,22 +435,32 @@ def _evaluate(args: list[str]) -> int:
         EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate [RUN|FILE]"
     )
     with tempfile.TemporaryDirectory(prefix="flowlm-") as temporary:
-        return _measure(target, options, shlex.join(["flowlm", "evaluate", *typed]), temporary)
+        command = ["flowlm", "evaluate", *(word for word in typed if word != "--force")]
+        return _measure(target, options, shlex.join(command), temporary)
 
 
 def _measure(target: Path, options: EvaluateOptions, command: str, temporary: str) -> int:
     from rich.console import Console
 
     from flowlm.card import ABOUT, write_card
-    from flowlm.data.grammar import Grammar
-    from flowlm.evaluation.metrics import law_row
     from flowlm.evaluation.report import table_text, views, write_json
-    from flowlm.evaluation.runs import evaluate_run, score_file, shown_samples, write_report
-    from flowlm.evaluation.scorers import open_scorer, scored
+    from flowlm.evaluation.runs import (
+        check_report,
+        evaluate_run,
+        law_reference,
+        score_file,
+        shown_samples,
+        write_report,
+    )
+    from flowlm.evaluation.scorers import open_scorer
     from flowlm.model import PACKAGED
 
     if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
         raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
+    if options.report and not target.is_file():
+        check_report(Path(options.report), command, options.force)
+        if options.frontier and importlib.util.find_spec("matplotlib") is None:
+            raise ImportError('the report of a frontier has a plot: pip install "flowlm[plot]"')
     scorer = open_scorer(options.scorer, device=options.device) if options.scorer else None
     if target.is_file():
         made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json", "scorer", "device"}
@@ -470,14 +487,12 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             folder=samples,
             by_text=True if options.card else None,
             scorer=scorer,
+            frontier=options.frontier,
             say=_say,
             **options.sampler,
         )
     if rows[0]["law"]:
-        law, count = Grammar(), rows[0]["num"]
-        rows.append(law_row(law, count, options.seed + 1))
-        if scorer is not None:
-            rows[-1] |= scored(scorer, law.sample(count, options.seed + 1))
+        rows.append(law_reference(rows[0], options.seed, scorer))
     for view in views(rows):
         Console().print(table_text(view))
     if options.report:

@@ -258,7 +258,7 @@ class Runner:
         self, job: Job, folder: Path, steps: list[int], sampler: dict[str, Any], part: Part
     ) -> list[dict[str, Any]]:
         compare = self.comparison.config
-        return evaluate_run(
+        rows = evaluate_run(
             folder,
             steps,
             compare.num,
@@ -270,6 +270,7 @@ class Runner:
             part=part,
             **sampler,
         )
+        return [row for row in rows if row["nfe"]]  # what is no model is judged once for all
 
     def _measured(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:
         """The rows of one model, one budget and one seed: judged now, or found."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
+from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
@@ -117,6 +117,7 @@ class MDLM(Discrete):
     label, about = "MDLM", "masked diffusion"
     writes = "It writes by opening masks, many of them in a step."
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
+    sweep = SWEEP
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowlm import files
+from flowlm.evaluation.bootstrap import share_interval
 from flowlm.evaluation.metrics import ROW
 from flowlm.evaluation.samples import DEFAULT_SAMPLER, UNKNOWN
 from flowlm.files import write_data
@@ -59,13 +60,21 @@ _TITLES = {
     "pair_tv": "pair TV",
     "pair_tv_max": "pair TV max",
     "pair_tv_floor": "pair TV floor",
+    "perplexity_at_data_entropy": "perplexity at data entropy",
+    "frechet": "Fréchet",
+    "latency": "seconds for one",
+    "cut": "texts cut",
     "tokens_per_second": "tokens/s",
 }
-_SHARES = {"valid", "parsed", "unique", "known", "copied"}
-_BY_LAW = {"valid", "broken", "nll_per_token", "slot_tv", "pair_tv", "law"}
-_BY_TEXT = {"perplexity", "known", "self_bleu", "copied", "longest_copy", "scorer"}
+_SHARES = {"valid", "parsed", "unique", "known", "copied", "slot_coverage", "pair_coverage"}
+_BY_LAW = {"valid", "broken", "nll_per_token", "slot_tv", "pair_tv", "pair_coverage", "law"}
+_RANK = "perplexity_at_data_entropy"
+_BY_TEXT = {
+    *("perplexity", _RANK, "frechet", "known", "self_bleu", "copied", "longest_copy", "scorer", "cut"),
+    "frontier",
+}
 _HASHES = {"law", "tokenizer"}
-_CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law", "scorer")
+_CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law", "scorer", "cut")
 _HASH_DIGITS = 8
 
 
@@ -140,13 +149,34 @@ def _number(key: str, value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
     if isinstance(value, int):
         return str(value)
-    if key == "seconds":
+    if key in ("seconds", "latency"):
         return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    if key in ("mean_length", "longest_copy", "perplexity"):
+    if key in ("mean_length", "longest_copy", "perplexity", _RANK):
         return f"{value:.1f}"
     if key in _TITLES or key.endswith("entropy"):
         return f"{value:.3f}"
     return f"{value:.4g}"
+
+
+def _shown(row: Row, key: str, narrow: bool) -> str:
+    """The cell of a row; where there is room, with its interval: 37.2 (36.1–38.4)."""
+    frontier = row.get("frontier")
+    if key == _RANK and frontier:
+        if row.get(key) is None:
+            return "not reached"
+        knob = "" if narrow else f" ({frontier['knob']})"
+        return f"{_cell(key, row[key])}{knob}"
+    cell = _cell(key, row.get(key))
+    ends = (row.get("intervals") or {}).get(key)
+    if narrow or not ends or cell == MISSING:
+        return cell
+    low, high = (_number(key, end) for end in ends)
+    return f"{cell} ({low.removesuffix(' %')}–{high})"
+
+
+def _ranked(rows: Sequence[Row]) -> Sequence[Row]:
+    """By perplexity at the data's entropy, where any row has one; the others after them, as they stand."""
+    return sorted(rows, key=lambda row: math.inf if row.get(_RANK) is None else row[_RANK])
 
 
 def _title(key: str) -> str:
@@ -155,11 +185,15 @@ def _title(key: str) -> str:
 
 def _known(row: Row, key: str) -> bool:
     value = row.get(key)
+    if key == _RANK and row.get("frontier"):
+        return True  # that no curve reaches it is known too
     return value is not None and value != "" and not (key in _CIRCUMSTANCES and value == UNKNOWN)
 
 
 def _is_numeric(rows: Sequence[Row], key: str) -> bool:
     values = [row[key] for row in rows if _known(row, key)]
+    if key == _RANK:
+        return True
     return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
@@ -180,11 +214,17 @@ def _layout(
         )
     if "model" not in keys or "nfe" not in keys:  # not rows of an evaluation: all they have
         return keys, ""
-    shown = [key for key in ROW if any(_known(row, key) for row in rows)]
+    shown = [key for key in ROW if key != "intervals" and any(_known(row, key) for row in rows)]
     if narrow:
-        spare = {"seconds", "distinct_2"} if {"valid", "perplexity"} & {*shown} else {"seconds"}
+        spare = {"seconds", "latency"}
+        if {"valid", "perplexity"} & {*shown}:
+            spare |= {"distinct_2", "tokens_per_second"}
+        if "pair_coverage" in shown:
+            spare |= {"unique"}  # which sees less of the same
         if "perplexity" in shown:
-            spare |= {"tokens_per_second", "unique"}
+            # each of these takes the room of one of the others
+            both = [key for key in ("frechet", _RANK) if key in shown]
+            spare |= {"unique", *("longest_copy", "copied")[: len(both)]}
         shown = [key for key in shown if key not in spare]
     notes: list[str] = []
     # Sampler options change what a row means: shown wherever one is not the default.
@@ -198,8 +238,8 @@ def _layout(
     return shown, " · ".join(notes)
 
 
-def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
-    return [[_cell(key, row.get(key)) for key in columns] for row in rows]
+def _cells(rows: Sequence[Row], columns: Sequence[str], narrow: bool = False) -> list[list[str]]:
+    return [[_shown(row, key, narrow) for key in columns] for row in rows]
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -228,6 +268,7 @@ def table_text(
     from rich.table import Table as RichTable
     from rich.text import Text as RichText
 
+    rows = _ranked(rows)
     # Text objects, since a plain string would be read as markup and "[EOS]" as a tag
     shown, note = _layout(rows, columns, narrow=True)
     table = RichTable(
@@ -246,7 +287,7 @@ def table_text(
             overflow="fold",
             min_width=12 if key == "broken" else None,
         )
-    for cells in _cells(rows, shown):
+    for cells in _cells(rows, shown, narrow=True):
         table.add_row(*map(RichText, cells))
     return table
 
@@ -261,6 +302,7 @@ def markdown(rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> st
     """A table in Markdown, by default of all keys of `ROW` that any row knows; "" for no rows."""
     if not rows:
         return ""
+    rows = _ranked(rows)
     shown, note = _layout(rows, columns)
     lines = [
         [_escape_markdown(_title(key)) for key in shown],
@@ -277,14 +319,6 @@ def markdown(rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> st
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _INK, _FAINT = "#222222", "#8a8a8a"
-
-
-def _interval(share: float, num: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: it stays in [0, 1] and has a width at 0 and 1 too."""
-    z = 1.96
-    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
-    half = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / (1 + z * z / num)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding aside
 
 
 def _points(rows: Iterable[Row], key: str) -> list[Row]:
@@ -331,7 +365,9 @@ def plot_validity(
         y = [float(row["valid"]) for row in points]
         (handles[model],) = left.plot(x, y, lw=2, ms=6, mec="white", mew=0.8, zorder=3, **styles[model])
         if all(row.get("num") for row in points):
-            low, high = zip(*(_interval(share, row["num"]) for share, row in zip(y, points)), strict=True)
+            low, high = zip(
+                *(share_interval(share, row["num"]) for share, row in zip(y, points)), strict=True
+            )
             left.fill_between(x, low, high, color=styles[model]["color"], alpha=0.15, lw=0, zorder=2)
     for model, points in far.items():
         x = [row["nfe"] for row in points]
@@ -491,8 +527,9 @@ def _text_html(section: Text) -> str:
 
 
 def _table_html(section: Table) -> str:
-    shown, note = _layout(section.rows, section.columns)
-    numeric = {key for key in shown if _is_numeric(section.rows, key)}
+    rows = _ranked(section.rows)
+    shown, note = _layout(rows, section.columns)
+    numeric = {key for key in shown if _is_numeric(rows, key)}
 
     def cell(row: Row, key: str) -> str:
         kinds = []
@@ -507,14 +544,14 @@ def _table_html(section: Table) -> str:
             kinds.append("share")
             style = f' style="--part: {100 * float(row[key]):.1f}%"'
         names = f' class="{" ".join(kinds)}"' if kinds else ""
-        return f"<td{names}{style}>{html.escape(_cell(key, row.get(key)))}</td>"
+        return f"<td{names}{style}>{html.escape(_shown(row, key, narrow=False))}</td>"
 
     def title(key: str) -> str:
         names = ' class="number"' if key in numeric else ""
         return f'<th scope="col"{names}>{html.escape(_title(key))}</th>'
 
     head = "<tr>" + "".join(map(title, shown)) + "</tr>"
-    body = "\n".join("<tr>" + "".join(cell(row, key) for key in shown) + "</tr>" for row in section.rows)
+    body = "\n".join("<tr>" + "".join(cell(row, key) for key in shown) + "</tr>" for row in rows)
     table = f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     return f'<div class="wide">{table}</div>\n{_note(section.caption)}{_note(note)}'
 
