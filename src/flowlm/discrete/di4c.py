@@ -21,9 +21,9 @@ compared exactly (a control variate), and only the rest, C, by the passages draw
 and below t_near, where steps are short and independence is right, every latent learns from the teacher:
 1/M Σ_m Σ_l KL(teacher^l ‖ p^l(· | λ_m)).
 
-Losses, their weights, M and the share of small times are those of the paper's code for language. Other than there, the
-M latents of a passage are evenly spaced, from a random offset: they are as uniform, and the mixture of so few is nearer
-to that of all.
+Losses, their weights, M, the teacher's step and the share of small times are those of the paper's code for language.
+Other than there, the M latents of a passage are evenly spaced, from a random offset: they are as uniform, and the
+mixture of so few is nearer to that of all. And λ enters as a time does, not as one more token.
 """
 
 from __future__ import annotations
@@ -357,9 +357,7 @@ class Mixed(Discrete):
         raise NotImplementedError
 
     def network(self, config: DenoiserConfig) -> TokenNetwork:
-        return TokenNetwork(
-            config, causal=self.causal, timed=self.timed, extra=self.extra, latent=True
-        )
+        return TokenNetwork(config, causal=self.causal, timed=self.timed, extra=self.extra, latent=True)
 
     def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
         if family(source.family).network_name != self.teachers:

@@ -10,8 +10,9 @@ from flowlm.backbone import Backbone, KVCache, TimeEmbedding
 from flowlm.denoiser import DenoiserConfig, check_size
 from flowlm.posterior import Head, Posterior
 
-#: λ is multiplied by it before its sinusoids, which then tell apart latents that are near each other.
-LATENT_SCALE = 1000.0
+#: λ is multiplied by it before its sinusoids. Time's own would be too smooth to tell many latents apart, and with the
+#: 1000 of the paper's code neighbours have nothing in common: on the toy of the tests it learns later.
+LATENT_SCALE = 100.0
 
 
 class TokenNetwork(nn.Module):
