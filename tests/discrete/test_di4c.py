@@ -352,7 +352,7 @@ def test_it_writes_in_one_step_what_no_product_can() -> None:
     ("name", "data"), [("di4c", 0.0), ("duo-di4c", 1.0)], ids=["from the teacher alone", "uniform"]
 )
 def test_so_it_does_from_its_teacher_alone_and_of_uniform_states(name: str, data: float) -> None:
-    net = learnt(name, di4c.Di4CConfig(latents=8, steps=4 if data == 0 else 8, data=data, near_share=0.1))
+    net = learnt(name, di4c.Di4CConfig(latents=16, steps=4 if data == 0 else 8, data=data, near_share=0.1))
     assert distance(one_step_law(name, net)) < 0.6 * best_product()
 
 

@@ -55,7 +55,12 @@ class TokenNetwork(nn.Module):
         if latent:
             # With its teacher's weights it starts as the teacher. Where there is a time, the last layer is zero for
             # that; where there is none, the weights that read it have stayed zero, and two zeros would never learn.
-            self.latent_embedding = TimeEmbedding(config.backbone.conditioning, LATENT_SCALE, zero=timed)
+            # Its entries are then of the order of 1: with those of small ones no latent differs enough from another
+            # for what they have in common to be seen, and a mixture long stays the product it begins as.
+            width = config.backbone.conditioning
+            self.latent_embedding = TimeEmbedding(width, LATENT_SCALE, zero=timed)
+            if not timed:
+                nn.init.normal_(self.latent_embedding.mlp[-1].weight, std=4 / width**0.5)
 
     def forward(
         self,
