@@ -59,8 +59,9 @@ class TokenNetwork(nn.Module):
             # for what they have in common to be seen, and a mixture long stays the product it begins as.
             width = config.backbone.conditioning
             self.latent_embedding = TimeEmbedding(width, LATENT_SCALE, zero=timed)
-            if not timed:
-                nn.init.normal_(self.latent_embedding.mlp[-1].weight, std=4 / width**0.5)
+            last = self.latent_embedding.mlp[-1]
+            if not timed and isinstance(last, nn.Linear):
+                nn.init.normal_(last.weight, std=4 / width**0.5)
 
     def forward(
         self,
