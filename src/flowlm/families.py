@@ -177,6 +177,8 @@ _WHERE = {
     "duo": "flowlm.discrete.duo:Duo",
     "sdtt": "flowlm.discrete.sdtt:SDTT",
     "duo-dcd": "flowlm.discrete.consistency:DCD",
+    "di4c": "flowlm.discrete.di4c:Di4C",
+    "duo-di4c": "flowlm.discrete.di4c:DuoDi4C",
 }
 """Of each objective, by its name in recipes: module and class."""
 

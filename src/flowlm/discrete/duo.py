@@ -193,6 +193,10 @@ class Duo(Discrete):
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
     sweep = SWEEP
 
+    def reader(self, network: TokenNetwork, ask: Ask) -> Network:
+        """How the sampler asks the network."""
+        return network
+
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
@@ -204,7 +208,7 @@ class Duo(Discrete):
         begin = self._uniforms(ask, "duo first", (ask.length,), device)
         uniforms = self._uniforms(ask, "duo", (ask.length,), device)
         tokens = sample(
-            network,
+            self.reader(network, ask),
             (ask.num, ask.length),
             ask.steps,
             begin(0),
