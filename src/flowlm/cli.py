@@ -602,6 +602,8 @@ def _compare(args: list[str]) -> int:
         if named & {name, ".".join([*name.split(".")[:-1], "no_" + name.split(".")[-1]])}
     }
     comparison = load_comparison(recipe, over, to_dict(options.compare))
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('the report of a comparison has a plot: pip install "flowlm[plot]"')
     out = Path(options.out) if options.out else Path("comparisons") / Path(recipe).stem
     try:
         report(Runner(comparison, out, _say), shlex.join(["flowlm", "compare", *typed]))

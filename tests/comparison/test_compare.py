@@ -131,10 +131,17 @@ def test_the_report(finished: tuple[Path, Path]) -> None:
     text, page = (out / "README.md").read_text(), (out / "report.html").read_text()
     assert "# Tiny" in text
     assert f"flowlm compare {recipe}" in text
-    for part in ("0.0004 TFLOP", "| FMLM |", "| held-out |", "| 5-gram |", "FMLM in 1 network call above SDTT in 2"):
+    for part in (
+        "0.0004 TFLOP",
+        "| FMLM |",
+        "| held-out |",
+        "| 5-gram |",
+        "FMLM in 1 network call above SDTT in 2",
+    ):
         assert part in text
         assert part.strip("| ") in page
-    assert "//" not in page, "it needs nothing but itself"
+    assert "//" not in page.split("base64,")[0], "it needs nothing but itself"
+    assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,13 +164,15 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pyt
     rows = Runner(load_comparison(raw), tmp_path / "out", silent).run()
     assert seen[3] == seen[2], "the training that was stopped goes on"
     assert len(set(seen)) == len(seen) - 1, "the others are not touched"
-    timed = ("seconds", "tokens_per_second", "extra")
+    timed = ("seconds", "latency", "tokens_per_second", "extra")
     assert [{k: v for k, v in row.items() if k not in timed} for row in rows] == [
         {k: v for k, v in row.items() if k not in timed} for row in whole
     ]
 
 
-def row(model: str, nfe: int, seed: int, valid: float | None, perplexity: float | None = None) -> dict[str, Any]:
+def row(
+    model: str, nfe: int, seed: int, valid: float | None, perplexity: float | None = None
+) -> dict[str, Any]:
     more = {"valid": valid, "perplexity": perplexity}
     return {"model": model, "entry": model, "nfe": nfe, "seed": seed, "budget": 1.0, **more}
 
@@ -193,7 +202,9 @@ def test_means_and_deviations_over_seeds() -> None:
 
 
 def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:
-    comparison = load_comparison(written(tmp_path / "a.toml", {"compare.budgets": [1.0], "compare.seeds": [0]}))
+    comparison = load_comparison(
+        written(tmp_path / "a.toml", {"compare.budgets": [1.0], "compare.seeds": [0]})
+    )
     rows = [row("FMLM", 1, 0, None, 30.0), row("SDTT", 2, 0, None, 50.0)]
     rows.append(rows[1] | {"model": "SDTT, last argmax", "perplexity": 20.0})
     (verdict,) = verdicts(comparison, rows)
@@ -218,7 +229,10 @@ def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:
         ({"models": {"SDTT": {"base": "FMLM"}}}, "is a student itself"),
         ({"models": {"SDTT": {"base": ""}}}, r"models\.SDTT: SDTT learns from a teacher"),
         ({"models": {"SDTT": {"model": {"length": 3}}}}, "a student is made like its teacher"),
-        ({"models": {"FLM": {"train": {"steps": 3}}}}, r"models\.FLM\.train\.steps is the comparison's to decide"),
+        (
+            {"models": {"FLM": {"train": {"steps": 3}}}},
+            r"models\.FLM\.train\.steps is the comparison's to decide",
+        ),
         ({"models": {"FLM": {"trian": {}}}}, r"models\.FLM: .*did you mean 'train'"),
         ({"models": {"MDLM": {"samplers": [{"gamma": 1.0}]}}}, "has no sampler option gamma"),
         ({"common": {"train": {"seed": 3}}}, r"common\.train\.seed is the comparison's to decide"),

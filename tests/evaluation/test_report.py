@@ -18,6 +18,7 @@ from rich.console import Console
 
 from flowlm.evaluation import report
 from flowlm.evaluation.metrics import ROW, make_row
+from flowlm.evaluation.plots import plot_validity
 from flowlm.evaluation.report import (
     Picture,
     Samples,
@@ -26,7 +27,6 @@ from flowlm.evaluation.report import (
     broken_text,
     html_report,
     markdown,
-    plot_validity,
     table_text,
     write_json,
 )

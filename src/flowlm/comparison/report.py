@@ -8,11 +8,14 @@ from typing import Any
 
 from flowlm.comparison.recipe import Claim, Comparison
 from flowlm.comparison.runs import Runner
-from flowlm.evaluation.report import Row, Samples, Table, Text, html_report, markdown, write_json
+from flowlm.evaluation.plots import Panel, plot_panels
+from flowlm.evaluation.report import Picture, Row, Samples, Table, Text, html_report, markdown, write_json
 from flowlm.evaluation.samples import current_commit
 from flowlm.files import write_data
 
 __all__ = ["Verdict", "judged", "pivot", "quality", "report", "summary", "verdicts"]
+
+PICTURE = "quality.png"
 
 #: What is averaged over seeds.
 _MEANS = (
@@ -28,6 +31,9 @@ _MEANS = (
     "longest_copy",
     "slot_tv",
     "pair_tv",
+    "pair_coverage",
+    "frechet",
+    "latency",
     "tokens_per_second",
 )
 
@@ -137,8 +143,57 @@ def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
     return out
 
 
+def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row]) -> list[list[Panel]]:
+    """A row of pictures for each budget: quality against network calls, seconds for one passage, and entropy."""
+    key = quality(rows)
+    share, name = key == "valid", "valid passages" if key == "valid" else "perplexity"
+    # the law, or held-out text
+    level = next(
+        (row[key] for row in references if row["model"] in ("law", "held-out") and row.get(key)), None
+    )
+    out = []
+    for budget in comparison.config.budgets:
+        groups = {k: same for k, same in _groups(rows).items() if k[0] == budget}
+        models = list(dict.fromkeys(model for _, model, _ in groups))
+
+        def lines(
+            across: str, groups: Mapping[Any, list[Row]] = groups, models: Sequence[str] = models
+        ) -> Any:
+            return {
+                model: sorted(
+                    point
+                    for (_, own, _), same in groups.items()
+                    if own == model and (point := _over_seeds(same, across, key)) is not None
+                )
+                for model in models
+            }
+
+        title = f"{budget:g} TFLOP: {name}"
+        out.append(
+            [
+                Panel(title, "calls", lines("nfe"), share=share, level=level),
+                Panel(
+                    title, "seconds for one passage", lines("latency"), share=share, spread=True, level=level
+                ),
+                Panel(title, "entropy within a passage, nats", lines("entropy"), share=share, level=level),
+            ]
+        )
+    return out
+
+
+def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, float, float, float] | None:
+    """Where the seeds of a model lie: means, and the least and the largest quality."""
+    known = [row for row in same if row.get(across) is not None and row.get(key) is not None]
+    if not known:
+        return None
+    values = [float(row[key]) for row in known]
+    return statistics.fmean(row[across] for row in known), statistics.fmean(values), min(values), max(values)
+
+
 def report(runner: Runner, command: str) -> None:
-    """Run a comparison to its end and write what it found into its folder: report.json, README.md, report.html.
+    """Run a comparison to its end, and write what it found into its folder.
+
+    That is report.json, README.md, report.html and a picture.
 
     Args:
         command: what to type to get this again.
@@ -164,6 +219,7 @@ def report(runner: Runner, command: str) -> None:
             "references": references,
         },
     )
+    plot_panels(panels(comparison, rows, references), folder / PICTURE)
     unit = "share of valid passages, %" if quality(rows) == "valid" else "perplexity"
     about = (
         f"`{command}`, commit {current_commit()}. Seeds {', '.join(map(str, compare.seeds))}; {compare.num} passages a "
@@ -172,8 +228,9 @@ def report(runner: Runner, command: str) -> None:
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP. Of a student's budget "
         f"{100 * compare.share:.0f} % went to its teacher."
     )
-    lines = [f"# {comparison.title}", about]
-    sections: list[Any] = [Text(about.replace("`", ""))]
+    shown = "Quality against network calls, seconds for one passage, and entropy; bands from the worst seed to the best."
+    lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]
+    sections: list[Any] = [Text(about.replace("`", "")), Picture(folder / PICTURE, caption=shown)]
     for budget in compare.budgets:
         heading = f"{budget:g} TFLOP of training each"
         table, claims = pivot(rows, budget), [str(v) for v in found if v.budget == budget]

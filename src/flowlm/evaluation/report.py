@@ -1,4 +1,4 @@
-"""Showing rows: JSON for machines, tables for terminals and Markdown, a plot, and one self-contained page.
+"""Showing rows: JSON for machines, tables for terminals and Markdown, and one self-contained page.
 
 Tables round, JSON keeps what was measured. What all rows share (seed, type, commit, law) stands once, under
 the table.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from flowlm import files
-from flowlm.evaluation.bootstrap import share_interval
 from flowlm.evaluation.metrics import ROW
 from flowlm.evaluation.samples import DEFAULT_SAMPLER, UNKNOWN
 from flowlm.files import write_data
@@ -34,7 +32,6 @@ __all__ = [
     "broken_text",
     "html_report",
     "markdown",
-    "plot_validity",
     "table_text",
     "views",
     "write_json",
@@ -311,109 +308,6 @@ def markdown(rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> st
     ]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     return f"{text}\n{_escape_markdown(note)}\n" if note else text
-
-
-# ------------------------------------------------------------------------------------------------------- plot
-
-# told apart with any colour vision, and in grey by their marks (Okabe and Ito, yellow left out)
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_INK, _FAINT = "#222222", "#8a8a8a"
-
-
-def _points(rows: Iterable[Row], key: str) -> list[Row]:
-    """Rows that have both a step count and a value, by step count."""
-    return sorted(
-        (row for row in rows if row.get("nfe") and row.get(key) is not None), key=lambda r: r["nfe"]
-    )
-
-
-def plot_validity(
-    rows_by_model: Mapping[str, Sequence[Row]], path_png: PathLike, law: Row | None = None
-) -> None:
-    """Validity (with its 95 % interval) and distance of slots against network calls, as PNG.
-
-    `law` (see `metrics.law_row`; take as many samples as the models', since the distance falls with their
-    number) is drawn as the line that a perfect model reaches. ValueError: no row has a validity and a step
-    count; ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "flowlm[plot]"') from error
-
-    valid = {model: points for model, rows in rows_by_model.items() if (points := _points(rows, "valid"))}
-    if not valid:
-        raise ValueError("no row has both 'valid' and 'nfe' >= 1: evaluate samples with their grammar first")
-    far = {model: points for model, rows in rows_by_model.items() if (points := _points(rows, "slot_tv"))}
-    styles = {
-        model: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKS[i % len(_MARKS)]}
-        for i, model in enumerate(rows_by_model)
-    }
-
-    # a figure with its own canvas: pyplot would keep global state and choose a back end
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    figure = Figure(figsize=(9.6, 4.3), dpi=160, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    handles: dict[str, Any] = {}
-    for model, points in valid.items():
-        x = [row["nfe"] for row in points]
-        y = [float(row["valid"]) for row in points]
-        (handles[model],) = left.plot(x, y, lw=2, ms=6, mec="white", mew=0.8, zorder=3, **styles[model])
-        if all(row.get("num") for row in points):
-            low, high = zip(
-                *(share_interval(share, row["num"]) for share, row in zip(y, points)), strict=True
-            )
-            left.fill_between(x, low, high, color=styles[model]["color"], alpha=0.15, lw=0, zorder=2)
-    for model, points in far.items():
-        x = [row["nfe"] for row in points]
-        y = [float(row["slot_tv"]) for row in points]
-        (line,) = right.plot(x, y, lw=2, ms=6, mec="white", mew=0.8, zorder=3, **styles[model])
-        handles.setdefault(model, line)
-    for axes, key in ((left, "valid"), (right, "slot_tv")):
-        if law is not None and law.get(key) is not None:
-            handles["exact samples of the law"] = axes.axhline(
-                law[key], color=_INK, lw=1.2, ls="--", zorder=1
-            )
-
-    steps = [row["nfe"] for points in (*valid.values(), *far.values()) for row in points]
-    low_power, high_power = math.floor(math.log2(min(steps))), math.ceil(math.log2(max(steps)))
-    stride = max(1, math.ceil((high_power - low_power) / 10))
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(2 ** (low_power - 0.25), 2 ** (high_power + 0.25))
-        axes.xaxis.set_major_locator(FixedLocator([2**k for k in range(low_power, high_power + 1, stride)]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("network calls per sample", color=_INK)
-        axes.grid(axis="y", color="#e4e4e4", lw=0.8, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_FAINT)
-        axes.tick_params(colors=_FAINT, labelcolor=_INK, length=3)
-    heading: dict[str, Any] = {"loc": "left", "color": _INK, "fontweight": "bold", "fontsize": 11, "pad": 10}
-    left.set_title("Valid samples", **heading)
-    left.set_ylim(-0.02, 1.03)
-    left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    right.set_title("Slots: total variation from the law", **heading)
-    right.set_ylim(bottom=0)
-    if not far:
-        right.text(0.5, 0.5, "no sample could be read", transform=right.transAxes, ha="center", color=_FAINT)
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=min(len(handles), 4),
-        frameon=False,
-        labelcolor=_INK,
-    )
-
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    write_data(path_png, image.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------------- page

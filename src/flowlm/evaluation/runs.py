@@ -287,7 +287,9 @@ def evaluate_run(
     asked = [(k, options) for k in steps]
     asked += [(k, options | {knob: v}) for k in steps for knob, values in curves[k].items() for v in values]
     files_of = {_sample_path(folder, k, seed, own): (k, own) for k, own in asked}
-    _write_all(model, run, files_of, num, len(steps), seed=seed, dtype=dtype, reuse=frontier, say=say, part=part)
+    _write_all(
+        model, run, files_of, num, len(steps), seed=seed, dtype=dtype, reuse=frontier, say=say, part=part
+    )
 
     reference = None
     if scorer is not None:
