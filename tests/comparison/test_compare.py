@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from flowlm.comparison.recipe import Claim, CompareConfig, load_comparison
-from flowlm.comparison.report import Verdict, pivot, summary, verdicts
+from flowlm.comparison.report import Verdict, pivot, quality, summary, verdicts
 from flowlm.comparison.runs import Interrupted, Runner
 from flowlm.config import merge, nested
 from flowlm.training.loop import Trainer
@@ -24,6 +24,7 @@ COMPARE = {
     "steps": [1, 2],
     "search_steps": [1],
     "num": 12,
+    "frontier": False,
 }
 MODELS = {
     "FLM": {"objective": "flow"},
@@ -199,6 +200,26 @@ def test_means_and_deviations_over_seeds() -> None:
         {"model": "A", "1": "20.0 ± 10.0", "2": ""},
         {"model": "B", "1": "", "2": "50.0"},
     ]
+
+
+def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
+    over = {
+        "compare.frontier": True,
+        "compare.seeds": [0],
+        "compare.budgets": [0.0008],
+        "compare.rates": [1.0],
+    }
+    recipe = written(tmp_path / "a.toml", over | {"compare.num": 40, "claims": []})
+    path = recipe.read_text()
+    recipe.write_text(path[: path.index("[models.MDLM]")])  # the FLM alone
+    assert command("compare", recipe, "--out", tmp_path / "out") == 0
+    rows, references = report_of(tmp_path / "out")["rows"], report_of(tmp_path / "out")["references"]
+    assert quality(rows) == "perplexity_at_data_entropy"
+    for one in rows:
+        assert one["frontier"]["entropy"] == pytest.approx(references[0]["entropy"], rel=0.2)
+        shown = pivot(rows, 0.0008)[0][str(one["nfe"])]
+        found = one["perplexity_at_data_entropy"]
+        assert shown == ("not reached" if found is None else f"{found:.1f}")
 
 
 def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:

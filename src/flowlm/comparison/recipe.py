@@ -48,6 +48,8 @@ class CompareConfig:
     """Network calls at which all models are judged."""
     num: int = 1000
     """Passages a row."""
+    frontier: bool = True
+    """Where there is no law, turn the knobs of every sampler, and compare at the entropy of the data."""
 
     def __post_init__(self) -> None:
         for name in ("budgets", "seeds", "rates", "search_steps", "steps"):

@@ -21,6 +21,7 @@ PICTURE = "quality.png"
 _MEANS = (
     "valid",
     "parsed",
+    "perplexity_at_data_entropy",
     "perplexity",
     "known",
     "entropy",
@@ -39,8 +40,11 @@ _MEANS = (
 
 
 def quality(rows: Sequence[Row]) -> str:
-    """The key that models are ranked by: the share of valid passages where a law says so, else perplexity."""
-    return "valid" if any(row.get("valid") is not None for row in rows) else "perplexity"
+    """The key that models are ranked by: the share of valid passages where a law says so, else perplexity, at the
+    entropy of the data where frontiers were measured."""
+    if any(row.get("valid") is not None for row in rows):
+        return "valid"
+    return "perplexity_at_data_entropy" if any(row.get("frontier") for row in rows) else "perplexity"
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[float, str, int], list[Row]]:
@@ -82,7 +86,7 @@ def pivot(rows: Sequence[Row], budget: float) -> list[dict[str, Any]]:
 def _shown(key: str, row: Row) -> str:
     value, deviation = row.get(key), row.get(f"{key}_sd")
     if value is None:
-        return ""
+        return "not reached"
     scale, digits = (100, 1) if key == "valid" else (1, 1)
     spread = f" ± {scale * deviation:.{digits}f}" if deviation is not None else ""
     return f"{scale * value:.{digits}f}{spread}"
@@ -113,6 +117,13 @@ class Verdict:
         means = [statistics.fmean(side) for side in zip(*self.pairs.values(), strict=True)]
         one, other = (f"{100 * m:.1f} %" if self._percent else f"{m:.1f}" for m in means)
         return f"{what}: holds for {self.held} of {len(self.pairs)} seeds ({one} against {other})"
+
+
+_NAMES = {
+    "valid": "valid passages",
+    "perplexity": "perplexity",
+    "perplexity_at_data_entropy": "perplexity at data entropy",
+}
 
 
 def _calls(k: int) -> str:
@@ -146,7 +157,7 @@ def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
 def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row]) -> list[list[Panel]]:
     """A row of pictures for each budget: quality against network calls, seconds for one passage, and entropy."""
     key = quality(rows)
-    share, name = key == "valid", "valid passages" if key == "valid" else "perplexity"
+    share, name = key == "valid", _NAMES[key]
     # the law, or held-out text
     level = next(
         (row[key] for row in references if row["model"] in ("law", "held-out") and row.get(key)), None
@@ -160,15 +171,16 @@ def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row
             across: str, groups: Mapping[Any, list[Row]] = groups, models: Sequence[str] = models
         ) -> Any:
             return {
-                model: sorted(
+                model: [
                     point
-                    for (_, own, _), same in groups.items()
+                    for (_, own, _), same in sorted(groups.items(), key=lambda item: item[0][2])
                     if own == model and (point := _over_seeds(same, across, key)) is not None
-                )
+                ]
                 for model in models
             }
 
         title = f"{budget:g} TFLOP: {name}"
+        times = {model: [(1000 * x, *y) for x, *y in points] for model, points in lines("latency").items()}
         out.append(
             [
                 Panel(title, "calls", lines("nfe"), share=share, level=level),
@@ -220,7 +232,7 @@ def report(runner: Runner, command: str) -> None:
         },
     )
     plot_panels(panels(comparison, rows, references), folder / PICTURE)
-    unit = "share of valid passages, %" if quality(rows) == "valid" else "perplexity"
+    unit = _NAMES[quality(rows)] + ", %" * (quality(rows) == "valid")
     about = (
         f"`{command}`, commit {current_commit()}. Seeds {', '.join(map(str, compare.seeds))}; {compare.num} passages a "
         f"row; learning rates times "

@@ -221,7 +221,7 @@ class Runner:
             {
                 "model": entry.name,
                 "chosen": chosen,
-                "by": {f"{rate:g}": fault for rate, fault in found.items()},
+                "by": {f"{rate:g}": fault if math.isfinite(fault) else None for rate, fault in found.items()},
                 "seed": compare.search_seed,
                 "commit": self.commit,
             },
@@ -229,7 +229,7 @@ class Runner:
         return chosen
 
     def _fault(self, job: Job, folder: Path, part: Part) -> float:
-        """What the choice of rates makes small: the held-out loss, or of a student nats a word under the judge."""
+        """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
         if family(job.config.objective).held_out_ranks:
             return held_out_curve(folder)[-1][1]
         rows = self._rows(job, folder, self.comparison.config.search_steps, {}, part)
@@ -265,7 +265,8 @@ class Runner:
             seed=job.config.train.seed,
             device=job.config.train.device,
             dtype=job.config.train.dtype,
-            judge=self.judge(job.entry),
+            judge=(judge := self.judge(job.entry)),
+            frontier=compare.frontier and judge is not None,
             say=part.tell,
             part=part,
             **sampler,
@@ -329,7 +330,9 @@ class Runner:
 
 
 def _badness(row: dict[str, Any]) -> float:
-    """Share of passages that the law has not; where there is no law, nats a word under the n-gram model."""
+    """Share of passages that the law has not; where there is no law, log perplexity, at the entropy of the data where
+    a frontier says it, and without end where it is not reached."""
     if row["valid"] is not None:
         return 1.0 - float(row["valid"])
-    return math.log(row["perplexity"])
+    found = row["perplexity_at_data_entropy"] if row.get("frontier") else row["perplexity"]
+    return math.inf if found is None else math.log(found)

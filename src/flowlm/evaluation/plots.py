@@ -255,6 +255,7 @@ def plot_panels(rows: Sequence[Sequence[Panel]], path_png: PathLike) -> None:
                 axes.grid(color="#e4e4e4", lw=0.8, zorder=0)
                 if panel.spread:
                     axes.set_xscale("log")
+                    _plain_logs(axes.xaxis)
             if panel.share:
                 _in_percent(axes)
             else:
