@@ -184,9 +184,7 @@ def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row
         out.append(
             [
                 Panel(title, "calls", lines("nfe"), share=share, level=level),
-                Panel(
-                    title, "seconds for one passage", lines("latency"), share=share, spread=True, level=level
-                ),
+                Panel(title, "milliseconds for one passage", times, share=share, spread=True, level=level),
                 Panel(title, "entropy within a passage, nats", lines("entropy"), share=share, level=level),
             ]
         )
@@ -240,7 +238,7 @@ def report(runner: Runner, command: str) -> None:
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP. Of a student's budget "
         f"{100 * compare.share:.0f} % went to its teacher."
     )
-    shown = "Quality against network calls, seconds for one passage, and entropy; bands from the worst seed to the best."
+    shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
     lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]
     sections: list[Any] = [Text(about.replace("`", "")), Picture(folder / PICTURE, caption=shown)]
     for budget in compare.budgets:
