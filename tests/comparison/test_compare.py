@@ -222,6 +222,26 @@ def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
         assert shown == ("not reached" if found is None else f"{found:.1f}")
 
 
+def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
+    over = {"compare.scorer": "AR", "compare.seeds": [0], "compare.budgets": [0.0008], "compare.rates": [1.0]}
+    raw = {"compare": COMPARE | {"num": 20}, "common": common(), "models": {"AR": {"objective": "ar"}}}
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(tomli_w.dumps(merge(raw, nested(over))))
+    assert command("compare", recipe, "--out", tmp_path / "out", "--compare.scorer-budget", "0.0004") == 0
+    (row,), references = report_of(tmp_path / "out")["rows"], report_of(tmp_path / "out")["references"]
+    # another training of the same kind of model, with another seed
+    assert {path.name.split("-")[1] for path in (tmp_path / "out" / "runs").iterdir()} == {"0", "1000"}
+    for one in (row, *references):
+        assert one["scorer"].startswith("AR ar-1000-")
+        assert one["perplexity"] != one["ngram_perplexity"]
+        assert one["frechet"] is not None or one["model"] != row["model"]
+    raw["compare"] |= {"scorer": "FLM"}  # type: ignore[operator]
+    raw["models"] |= {"FLM": {}}  # type: ignore[operator]
+    recipe.write_text(tomli_w.dumps(raw))
+    with pytest.raises(ValueError, match=r"compare\.scorer = 'FLM' is a model without an exact likelihood"):
+        load_comparison(recipe)
+
+
 def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:
     comparison = load_comparison(
         written(tmp_path / "a.toml", {"compare.budgets": [1.0], "compare.seeds": [0]})

@@ -51,7 +51,15 @@ class CompareConfig:
     frontier: bool = True
     """Where there is no law, turn the knobs of every sampler, and compare at the entropy of the data."""
 
+    scorer: str = ""
+    """Where there is no law, whose perplexity is taken: a model of the comparison of the family AR, trained for it with
+    the search's seed; or what `flowlm evaluate --scorer` takes; empty: the n-gram model's alone."""
+    scorer_budget: float = 0.0
+    """TFLOP for a scorer of the comparison's own; as much as the largest budget when 0."""
+
     def __post_init__(self) -> None:
+        if self.scorer_budget < 0:
+            raise ValueError(f"compare.scorer_budget cannot be negative, got {self.scorer_budget}")
         for name in ("budgets", "seeds", "rates", "search_steps", "steps"):
             values = getattr(self, name)
             if not values:
@@ -163,6 +171,10 @@ def _comparison(raw: dict[str, Any], over: dict[str, Any], compare: Mapping[str,
         tuple(sorted(entries, key=lambda entry: bool(entry.base))),
         tuple(from_dict(Claim, values, f"claims[{i}].") for i, values in enumerate(raw.get("claims", []))),
     )
+    if config.scorer in names and out.entry(config.scorer).values.get("objective") != "ar":
+        raise ValueError(
+            f"compare.scorer = {config.scorer!r} is a model without an exact likelihood: name one of objective = 'ar'"
+        )
     for claim in out.claims:
         for name, at in ((claim.better, claim.at), (claim.than, claim.than_at)):
             run = from_dict(RunConfig, out.entry(name).values)

@@ -23,6 +23,8 @@ _MEANS = (
     "parsed",
     "perplexity_at_data_entropy",
     "perplexity",
+    "ngram_perplexity_at_data_entropy",
+    "ngram_perplexity",
     "known",
     "entropy",
     "unique",

@@ -21,6 +21,7 @@ from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import law_row
 from flowlm.evaluation.runs import evaluate_run, held_out_curve, shown_samples
 from flowlm.evaluation.samples import current_commit
+from flowlm.evaluation.scorers import Scorer, open_scorer
 from flowlm.families import family
 from flowlm.progress import Part, Progress
 from flowlm.training.checkpoint import RunDirectory
@@ -31,6 +32,10 @@ __all__ = ["Interrupted", "Job", "Runner"]
 
 TERA = 1e12
 ROWS = "rows"
+
+
+def silent(line: str) -> None:
+    """Of a model within a comparison, the comparison tells what matters."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -78,6 +83,7 @@ class Runner:
         self._runs: dict[str, RunConfig] = {e.name: self._plain(e) for e in comparison.entries}
         self._corpora: dict[str, Corpus] = {}
         self._judges: dict[int, TextJudge] = {}
+        self._scorer: Scorer | None = None
         self._flops: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         """Of each model, the multiple of its learning rates that was chosen."""
@@ -107,6 +113,20 @@ class Runner:
             self._judges[id(corpus)] = TextJudge(corpus, self.say)
         return self._judges[id(corpus)]
 
+    def scorer(self, part: Part | None = None) -> Scorer | None:
+        """Whose perplexity is taken in place of the n-gram model's; trained when it is first asked for."""
+        compare = self.comparison.config
+        if compare.scorer and self._scorer is None:
+            name = compare.scorer
+            device = self._runs[self.comparison.entries[0].name].train.device
+            if name in self._runs:
+                entry = self.comparison.entry(name)
+                budget = compare.scorer_budget or max(compare.budgets)
+                self.say(f"{name}: trained once more, with seed {compare.search_seed}, to judge the others")
+                name = str(self.train(self.job(entry, budget, compare.search_seed, self.rate(entry)), part))
+            self._scorer = open_scorer(name, device=device)
+        return self._scorer
+
     def flops(self, entry: Entry) -> float:
         """Of one step of an entry's training, in floating-point operations; counted once, kept in the folder."""
         config = self._runs[entry.name]
@@ -133,7 +153,7 @@ class Runner:
                 train=dataclasses.replace(self._runs[base.name].train, compile=False, device="cpu"),
             ),
             self.out / "flops",
-            say=lambda line: None,
+            say=silent,
             corpus=self.corpus(base),
         )
         network: nn.Module = trainer.model.eval().requires_grad_(False)
@@ -150,7 +170,7 @@ class Runner:
         teacher = None
         if entry.base:
             base = self.comparison.entry(entry.base)
-            teacher = self.job(base, compare.share * budget, seed, self.rates[base.name])
+            teacher = self.job(base, compare.share * budget, seed, self.rate(base))
             budget *= 1 - compare.share
         config, each = self._runs[entry.name], self.flops(entry)
         steps = int(budget * TERA / each)
@@ -188,7 +208,7 @@ class Runner:
         with Progress(count * len(entries), 0, 0, self.say, label="model") as whole:
             done = 0
             for entry in entries:
-                self.rates[entry.name] = self._choose(entry, whole, done)
+                self.rate(entry, whole.part(done, len(compare.rates)))
                 done += len(compare.rates)
             for budget in compare.budgets:
                 for seed in compare.seeds:
@@ -198,8 +218,13 @@ class Runner:
                         done += 1
         return rows
 
-    def _choose(self, entry: Entry, whole: Progress, done: int) -> float:
+    def rate(self, entry: Entry, part: Part | None = None) -> float:
         """The multiple of its rates with which an entry does best at the least budget."""
+        if entry.name not in self.rates:
+            self.rates[entry.name] = self._choose(entry, part)
+        return self.rates[entry.name]
+
+    def _choose(self, entry: Entry, part: Part | None) -> float:
         compare = self.comparison.config
         if len(compare.rates) == 1:
             return compare.rates[0]
@@ -208,13 +233,14 @@ class Runner:
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
         found: dict[float, float] = {}
         for i, (rate, job) in enumerate(self._searches(entry)):
-            training, judging = whole.part(done + i, 1).split(0.7)
+            training, judging = part.share(i, len(compare.rates)).split(0.7) if part else (None, None)
             found[rate] = self._fault(job, self.train(job, training), judging)
         # Of equals, the one that changes least.
         chosen = min(found, key=lambda rate: (found[rate], abs(math.log(rate))))
-        whole.say(
+        self._tell(
+            part,
             f"{entry.name}: {chosen:g} times its learning rates, of "
-            + ", ".join(f"{rate:g} ({fault:.4f})" for rate, fault in found.items())
+            + ", ".join(f"{rate:g} ({fault:.4f})" for rate, fault in found.items()),
         )
         files.write_json(
             path,
@@ -228,14 +254,14 @@ class Runner:
         )
         return chosen
 
-    def _fault(self, job: Job, folder: Path, part: Part) -> float:
+    def _fault(self, job: Job, folder: Path, part: Part | None) -> float:
         """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
         if family(job.config.objective).held_out_ranks:
             return held_out_curve(folder)[-1][1]
         rows = self._rows(job, folder, self.comparison.config.search_steps, {}, part)
         return sum(_badness(row) for row in rows) / len(rows)
 
-    def train(self, job: Job, part: Part) -> Path:
+    def train(self, job: Job, part: Part | None) -> Path:
         """The finished run of a job; trained, gone on with, or found."""
         folder = self.out / "runs" / job.folder
         config = job.config
@@ -245,19 +271,21 @@ class Runner:
         if there and there[-1] >= config.train.steps and (folder / "ema.safetensors").exists():
             return folder
         if there:
-            trainer = open_run(folder, say=part.say)
+            trainer = open_run(folder, say=silent)
         else:
-            trainer = Trainer(config, folder, say=part.say, corpus=self.corpus(job.entry))
+            trainer = Trainer(config, folder, say=silent, corpus=self.corpus(job.entry))
             trainer.start(force=True)
-        part.tell(f"{job.entry.name}, seed {config.train.seed}: {config.train.steps:,} steps, in {folder}")
-        if not trainer.train(part.of(config.train.steps)).finished or trainer.interrupted:
+        self._tell(
+            part, f"{job.entry.name}, seed {config.train.seed}: {config.train.steps:,} steps, in {folder}"
+        )
+        if not trainer.train(part).finished or trainer.interrupted:
             raise Interrupted
         return folder
 
     def _rows(
-        self, job: Job, folder: Path, steps: list[int], sampler: dict[str, Any], part: Part
+        self, job: Job, folder: Path, steps: list[int], sampler: dict[str, Any], part: Part | None
     ) -> list[dict[str, Any]]:
-        compare = self.comparison.config
+        compare, judge = self.comparison.config, self.judge(job.entry)
         rows = evaluate_run(
             folder,
             steps,
@@ -265,9 +293,10 @@ class Runner:
             seed=job.config.train.seed,
             device=job.config.train.device,
             dtype=job.config.train.dtype,
-            judge=(judge := self.judge(job.entry)),
+            judge=judge,
+            scorer=None if judge is None else self.scorer(part),
             frontier=compare.frontier and judge is not None,
-            say=part.tell,
+            say=lambda line: self._tell(part, line),
             part=part,
             **sampler,
         )
@@ -304,6 +333,9 @@ class Runner:
             "hash": job.hash,
         }
 
+    def _tell(self, part: Part | None, line: str) -> None:
+        (self.say if part is None else part.tell)(line)
+
     # -- beside it ---------------------------------------------------------------------------------------------
 
     def references(self) -> list[dict[str, Any]]:
@@ -311,7 +343,13 @@ class Runner:
         compare = self.comparison.config
         seed = compare.search_seed
         judges = {id(judge): judge for entry in self.comparison.entries if (judge := self.judge(entry))}
-        rows = [row for judge in judges.values() for row in judge.reference_rows(compare.num, seed)]
+        scorer = self.scorer() if judges else None
+        rows = [
+            row for judge in judges.values() for row in judge.reference_rows(compare.num, seed, None, scorer)
+        ]
+        for row in rows:
+            if row["model"] == "held-out":
+                row["perplexity_at_data_entropy"] = row["perplexity"]  # by definition
         if any(self.judge(entry) is None for entry in self.comparison.entries):
             rows.append(law_row(Grammar(), compare.num, seed))
         return rows

@@ -70,8 +70,8 @@ class TextJudge:
         return Scores(tuple(nats.tolist()), tuple(counts.tolist()))
 
     def measure(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Numbers of `texts`: ``perplexity`` (a word or sign, ends counted) and its interval, ``known`` (share of
-        words, signs left out, that training text has), ``self_bleu`` (compare at equal numbers), ``copied`` (share
+        """Numbers of `texts`: ``perplexity`` and ``ngram_perplexity`` (a word or sign, ends counted), ``known`` (share
+        of words, signs left out, that training text has), ``self_bleu`` (compare at equal numbers), ``copied`` (share
         that stands wholly in a training passage), ``longest_copy`` (words, mean), ``found_8``, ``scorer``."""
         split = [words(passage(text)) for text in texts]
         own = [word for text in split for word in text if any(map(str.isalpha, word))]
@@ -80,6 +80,7 @@ class TextJudge:
         scores = self.scores(texts)
         return {
             "perplexity": scores.perplexity,
+            "ngram_perplexity": scores.perplexity,  # stays where another scorer's takes the place of the first
             "known": sum(word in self._known for word in own) / len(own) if own else None,
             "self_bleu": self_bleu(split) if len(split) > 1 else None,
             "copied": copies.copied,

@@ -58,6 +58,8 @@ _TITLES = {
     "pair_tv_max": "pair TV max",
     "pair_tv_floor": "pair TV floor",
     "perplexity_at_data_entropy": "perplexity at data entropy",
+    "ngram_perplexity": "n-gram perplexity",
+    "ngram_perplexity_at_data_entropy": "n-gram perplexity at data entropy",
     "frechet": "Fréchet",
     "latency": "seconds for one",
     "cut": "texts cut",
@@ -148,7 +150,7 @@ def _number(key: str, value: float) -> str:
         return str(value)
     if key in ("seconds", "latency"):
         return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    if key in ("mean_length", "longest_copy", "perplexity", _RANK):
+    if key in ("mean_length", "longest_copy") or "perplexity" in key:
         return f"{value:.1f}"
     if key in _TITLES or key.endswith("entropy"):
         return f"{value:.3f}"

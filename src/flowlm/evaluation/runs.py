@@ -307,7 +307,7 @@ def evaluate_run(
     if frontier:
         held_out = references[0]
         # by definition
-        held_out["perplexity_at_data_entropy"] = held_out["perplexity"]
+        held_out |= {f"{name}_at_data_entropy": held_out[name] for name in _JUDGED}
         for k, row in zip(steps, rows, strict=True):
             points = {
                 knob: [
@@ -392,13 +392,18 @@ def _curves(family: Family, steps: int, options: Mapping[str, Any]) -> dict[str,
     }
 
 
+#: Perplexities of a frontier: the scorer's, and the n-gram model's beside it.
+_JUDGED = ("perplexity", "ngram_perplexity")
+
+
 def _point(path: Path, value: Any, judge: TextJudge, scorer: Scorer | None) -> dict[str, Any]:
     texts = [passage(record.text) for record in read_samples(path)[1]]
-    scores = judge.scores(texts) if scorer is None else score_texts(scorer, texts)
+    by_words = judge.scores(texts).perplexity
     return {
         "value": value,
         "entropy": unigram_entropy([words(text) for text in texts]),
-        "perplexity": scores.perplexity,
+        "perplexity": by_words if scorer is None else score_texts(scorer, texts).perplexity,
+        "ngram_perplexity": by_words,
     }
 
 
@@ -406,10 +411,15 @@ def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) ->
     """Of a row: its curves, and where the best of them passes the entropy of the data."""
     # a setting whose texts the scorer could not judge at all is no point
     known = {knob: [p for p in curve if p["perplexity"] is not None] for knob, curve in points.items()}
-    found = best({k: [(p["entropy"], p["perplexity"]) for p in c] for k, c in known.items()}, entropy)
+    found = {
+        name: best({k: [(p["entropy"], p[name]) for p in c] for k, c in known.items()}, entropy)
+        for name in _JUDGED
+    }
+    values = {f"{name}_at_data_entropy": None if at is None else at[1] for name, at in found.items()}
+    at = found["perplexity"]
     return {
-        "perplexity_at_data_entropy": None if found is None else found[1],
-        "frontier": {"entropy": entropy, "knob": None if found is None else found[0], "curves": known},
+        **values,
+        "frontier": {"entropy": entropy, "knob": None if at is None else at[0], "curves": known},
     }
 
 
