@@ -58,6 +58,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return recipe, folder / "out"
 
 
+def work(out: Path) -> Path:
+    """Where the present commit's runs lie."""
+    (folder,) = (out / "work").iterdir()
+    return folder
+
+
 def report_of(out: Path) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((out / "report.json").read_text())
     return read
@@ -117,9 +123,20 @@ def test_what_changed_is_done_again(finished: tuple[Path, Path]) -> None:
     assert job(entry="FLM").hash != job(entry="MDLM").hash
 
 
+def test_another_commit_begins_anew(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, out = finished
+    monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc")
+    assert Runner(load_comparison(recipe), out, silent).work == out / "work" / "0123abc"
+    assert not (out / "work" / "0123abc").exists()
+    said: list[str] = []
+    monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc+dirty")
+    Runner(load_comparison(recipe), out, said.append)
+    assert "differs from its commit" in said[0]
+
+
 def test_rates_are_chosen_by_the_search_alone(finished: tuple[Path, Path]) -> None:
     _, out = finished
-    kept = [json.loads(path.read_text()) for path in (out / "rates").glob("*.json")]
+    kept = [json.loads(path.read_text()) for path in (work(out) / "rates").glob("*.json")]
     assert {k["model"]: k["chosen"] for k in kept} == report_of(out)["rates"]
     for one in kept:
         assert one["seed"] == CompareConfig().search_seed
@@ -161,7 +178,7 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Trainer, "train", stopped)
     with pytest.raises(Interrupted):
         runner.run()
-    assert len(list((tmp_path / "out" / "rows").iterdir())) == 2
+    assert len(list((work(tmp_path / "out") / "rows").iterdir())) == 2
     rows = Runner(load_comparison(raw), tmp_path / "out", silent).run()
     assert seen[3] == seen[2], "the training that was stopped goes on"
     assert len(set(seen)) == len(seen) - 1, "the others are not touched"
@@ -230,7 +247,7 @@ def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
     assert command("compare", recipe, "--out", tmp_path / "out", "--compare.scorer-budget", "0.0004") == 0
     (row,), references = report_of(tmp_path / "out")["rows"], report_of(tmp_path / "out")["references"]
     # another training of the same kind of model, with another seed
-    assert {path.name.split("-")[1] for path in (tmp_path / "out" / "runs").iterdir()} == {"0", "1000"}
+    assert {path.name.split("-")[1] for path in (work(tmp_path / "out") / "runs").iterdir()} == {"0", "1000"}
     for one in (row, *references):
         assert one["scorer"].startswith("AR ar-1000-")
         assert one["perplexity"] != one["ngram_perplexity"]

@@ -70,7 +70,8 @@ class Runner:
 
     Args:
         comparison: its recipe.
-        out: a folder; made when missing. What an earlier run of the same recipe left there is used.
+        out: a folder; made when missing. What the same commit finished there of the same recipe is used; runs, rates
+            and rows lie in out/work/COMMIT.
         say: where plain messages go.
 
     Raises:
@@ -80,6 +81,10 @@ class Runner:
     def __init__(self, comparison: Comparison, out: Path, say: Callable[[str], None]):
         self.comparison, self.out, self.say = comparison, out, say
         self.commit = current_commit()
+        # Another commit may train and judge otherwise: what it left is not taken for this one's.
+        self.work = out / "work" / self.commit.replace("+", "-")
+        if self.commit.endswith("+dirty"):
+            say("the package differs from its commit: what is finished will be found again, whatever it is changed to")
         self._runs: dict[str, RunConfig] = {e.name: self._plain(e) for e in comparison.entries}
         self._corpora: dict[str, Corpus] = {}
         self._judges: dict[int, TextJudge] = {}
@@ -132,7 +137,7 @@ class Runner:
         config = self._runs[entry.name]
         base = self.comparison.entry(entry.base) if entry.base else None
         key = identity([resolved(config), resolved(self._runs[base.name]) if base else ""])
-        path = self.out / "flops" / f"{key}.json"
+        path = self.work / "flops" / f"{key}.json"
         if key not in self._flops and path.exists():
             self._flops[key] = float(json.loads(path.read_text(encoding="utf-8"))["flops"])
         if key not in self._flops:
@@ -152,7 +157,7 @@ class Runner:
                 self._runs[base.name],
                 train=dataclasses.replace(self._runs[base.name].train, compile=False, device="cpu"),
             ),
-            self.out / "flops",
+            self.work / "flops",
             say=silent,
             corpus=self.corpus(base),
         )
@@ -228,7 +233,7 @@ class Runner:
         compare = self.comparison.config
         if len(compare.rates) == 1:
             return compare.rates[0]
-        path = self.out / "rates" / f"{identity([job.hash for _, job in self._searches(entry)])}.json"
+        path = self.work / "rates" / f"{identity([job.hash for _, job in self._searches(entry)])}.json"
         if path.exists():
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
         found: dict[float, float] = {}
@@ -263,7 +268,7 @@ class Runner:
 
     def train(self, job: Job, part: Part | None) -> Path:
         """The finished run of a job; trained, gone on with, or found."""
-        folder = self.out / "runs" / job.folder
+        folder = self.work / "runs" / job.folder
         config = job.config
         if job.teacher is not None:
             config = dataclasses.replace(config, teacher=str(self.train(job.teacher, part)))
@@ -306,7 +311,7 @@ class Runner:
         """The rows of one model, one budget and one seed: judged now, or found."""
         compare = self.comparison.config
         asked = [job.hash, compare.steps, compare.num, job.entry.samplers]
-        path = self.out / ROWS / f"{job.folder}-{identity(asked)}-{self.commit}.json"
+        path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
         if path.exists():
             return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
         training, judging = part.split(0.7)
@@ -362,7 +367,7 @@ class Runner:
             if (row["budget"], row["seed"]) == (max(compare.budgets), compare.seeds[0]):
                 calls = f"{row['nfe']} network call{'s' if row['nfe'] > 1 else ''}"
                 if not any(heading.startswith(f"{row['model']} in ") for heading in out):
-                    texts = shown_samples([row], self.out / "runs" / row["run"] / "samples", shown)
+                    texts = shown_samples([row], self.work / "runs" / row["run"] / "samples", shown)
                     out[f"{row['model']} in {calls}"] = texts[row["nfe"]]
         return out
 
