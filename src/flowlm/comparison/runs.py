@@ -84,7 +84,9 @@ class Runner:
         # Another commit may train and judge otherwise: what it left is not taken for this one's.
         self.work = out / "work" / self.commit.replace("+", "-")
         if self.commit.endswith("+dirty"):
-            say("the package differs from its commit: what is finished will be found again, whatever it is changed to")
+            say(
+                "the package differs from its commit: what is finished will be found again, whatever it is changed to"
+            )
         self._runs: dict[str, RunConfig] = {e.name: self._plain(e) for e in comparison.entries}
         self._corpora: dict[str, Corpus] = {}
         self._judges: dict[int, TextJudge] = {}
