@@ -1,8 +1,8 @@
 """Times the package on this machine and writes the figures down.
 
-    python benchmarks/run.py [state|tokenising|generation|families|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
+    python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
 
-FOLDER/MACHINE gets a JSON file per benchmark and tables.md, made from the JSON files that are there.
+NAME is state, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per benchmark and tables.md, made from the JSON files that are there.
 """
 
 from __future__ import annotations
