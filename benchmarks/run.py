@@ -2,7 +2,8 @@
 
     python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
 
-NAME is state, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per benchmark and tables.md, made from the JSON files that are there.
+NAME is state, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per benchmark, and tables.md, made
+from the JSON files that are there.
 """
 
 from __future__ import annotations
