@@ -1,8 +1,9 @@
 """Times the package on this machine and writes the figures down.
 
-    python benchmarks/run.py [state|tokenising|generation|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
+    python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
 
-FOLDER/MACHINE gets a JSON file per benchmark and tables.md, made from the JSON files that are there.
+NAME is state, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per benchmark, and tables.md, made
+from the JSON files that are there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import families
 import generation
 import state
 import tokenising
@@ -70,6 +72,16 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
         },
     ),
+    "families": (
+        "Whole passages, models of one size; milliseconds are for the batch, at batch 1 the wait for one passage.",
+        {
+            "V": lambda row: f"{row['vocab']:,}",
+            "batch × length": lambda row: f"{row['batch']} × {row['length']}",
+            "way": lambda row: row["arm"],
+            **_TIMES,
+            "passages/s": lambda row: f"{row['passages_per_second']:,.1f}",
+        },
+    ),
 }
 
 
@@ -102,6 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "state": lambda: state.measure(chosen.quick, dtype, say),
         "tokenising": lambda: tokenising.measure(chosen.quick, say),
         "generation": lambda: generation.measure(chosen.quick, dtype, say),
+        "families": lambda: families.measure(chosen.quick, dtype, say),
     }
     # The states come first: they take memory in new processes, in which the peak of this one would count.
     for name in TABLES if chosen.what == "all" else [chosen.what]:

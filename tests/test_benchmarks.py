@@ -60,7 +60,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["state", "tokenising", "generation"])
+@pytest.mark.parametrize("name", ["state", "tokenising", "generation", "families"])
 def test_the_table_shows_what_the_json_holds(name: str, quick: Path) -> None:
     result = json.loads((quick / f"{name}.json").read_text(encoding="utf-8"))
     for key in ("cpu", "cores", "threads", "dtype", "torch", "commit"):

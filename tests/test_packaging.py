@@ -25,6 +25,7 @@ import pytest
 import flowlm
 from flowlm import FlowLM
 from flowlm.backbone import BackboneConfig
+from flowlm.comparison.recipe import load_comparison
 from flowlm.config import RunConfig, load_recipe, recipe_path
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
@@ -75,8 +76,11 @@ def test_public_names_exist() -> None:
 def test_recipes_load_strictly(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert recipe_path(path.stem).read_bytes() == path.read_bytes()
-    assert isinstance(load_recipe(path), RunConfig)
-    assert load_recipe(path.stem) == load_recipe(path)
+    if path.stem.startswith("compare-"):
+        assert load_comparison(path.stem).title
+    else:
+        assert isinstance(load_recipe(path), RunConfig)
+        assert load_recipe(path.stem) == load_recipe(path)
     assert path.read_text(encoding="utf-8").startswith("# "), "a recipe says in its first line what it is for"
 
 

@@ -218,12 +218,14 @@ READING = (
     "Perplexity is that of the n-gram model fitted to the training text, a word; a low one alone is no merit, so "
     "compare with held-out text and the n-gram model's own samples, which take no network call. Known words: share "
     "that the training text has. Copied: share of samples that stand word for word in a training passage; longest "
-    "copy: words in a row, mean. Self-BLEU depends on the number of samples."
+    "copy: words in a row, mean. Self-BLEU depends on the number of samples. In brackets: 95 % intervals over the "
+    "samples."
 )
 
 LAW_READING = (
     " The law of the language is known: valid is the share of stories that it can tell, and slot and pair TV are "
-    "distances of what is told from how often it tells it, beside what as many exact samples leave to chance."
+    "distances of what is told from how often it tells it, beside what as many exact samples leave to chance; pair "
+    "coverage is how much of it is told at all, by the law's own odds."
 )
 
 

@@ -1,4 +1,4 @@
-"""The command line: `flowlm prepare | train | distill | generate | evaluate | demo | info`.
+"""The command line: `flowlm prepare | train | distill | generate | evaluate | export | compare | demo | info`.
 
 Each command's own help is a short lesson in what it does; options are the fields of the configuration.
 """
@@ -6,6 +6,7 @@ Each command's own help is a short lesson in what it does; options are the field
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 import shlex
 import sys
@@ -24,6 +25,7 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
   flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them
   flowlm export RUN --out FOLDER [--dtype int8]                  a model to hand on, with its card
+  flowlm compare RECIPE.toml [--out FOLDER]                      several families, at equal training compute
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
   flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
 
@@ -89,14 +91,18 @@ class EvaluateOptions(SamplerOptions):
     """Measure a run (it generates first, in sample files) or a sample file.
 
     On `grammar` the law is known exactly: share of valid stories, which rules broke, likelihood of the valid
-    ones, distance of every slot and pair of slots from the law. On any text: perplexity under an n-gram model of
-    the training text, words it knows, copies, self-BLEU, entropy, beside held-out text and the n-gram model's samples.
+    ones, distance of every slot and pair of slots from the law, how much of it is told. On any text: perplexity under
+    an n-gram model of the training text, words it knows, copies, self-BLEU, entropy, beside held-out text and the
+    n-gram model's samples.
     """
 
     steps: str = "1,2,4,8,16,64"
     """Network calls, comma-separated; one row each."""
     num: int = 1000
     """Passages per row."""
+    frontier: bool = False
+    """Turn each knob of the sampler (temperature, prior scale, …) by itself, and compare at the entropy of held-out
+    text. Samples of the same settings are not made again: what was interrupted goes on."""
     scorer: str = ""
     """Perplexity under this model: a run of objective 'ar', a causal model of Hugging Face's as a folder or by its name
     on the hub, name@revision; empty: an n-gram model of the training text."""
@@ -104,6 +110,8 @@ class EvaluateOptions(SamplerOptions):
     """Write the rows here as JSON."""
     report: str = ""
     """Write a folder here: the rows, the held-out curve and samples at each step count, as JSON and Markdown."""
+    force: bool = False
+    """Write the report into a folder that holds something else."""
     card: bool = False
     """Write what was measured into the card of an exported model."""
 
@@ -144,6 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "generate": _generate,
         "evaluate": _evaluate,
         "export": _export,
+        "compare": _compare,
         "demo": _demo,
         "info": _info,
     }
@@ -426,22 +435,32 @@ def _evaluate(args: list[str]) -> int:
         EvaluateOptions, EvaluateOptions(), args, "flowlm evaluate [RUN|FILE]"
     )
     with tempfile.TemporaryDirectory(prefix="flowlm-") as temporary:
-        return _measure(target, options, shlex.join(["flowlm", "evaluate", *typed]), temporary)
+        command = ["flowlm", "evaluate", *(word for word in typed if word != "--force")]
+        return _measure(target, options, shlex.join(command), temporary)
 
 
 def _measure(target: Path, options: EvaluateOptions, command: str, temporary: str) -> int:
     from rich.console import Console
 
     from flowlm.card import ABOUT, write_card
-    from flowlm.data.grammar import Grammar
-    from flowlm.evaluation.metrics import law_row
     from flowlm.evaluation.report import table_text, views, write_json
-    from flowlm.evaluation.runs import evaluate_run, score_file, shown_samples, write_report
-    from flowlm.evaluation.scorers import open_scorer, scored
+    from flowlm.evaluation.runs import (
+        check_report,
+        evaluate_run,
+        law_reference,
+        score_file,
+        shown_samples,
+        write_report,
+    )
+    from flowlm.evaluation.scorers import open_scorer
     from flowlm.model import PACKAGED
 
     if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
         raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
+    if options.report and not target.is_file():
+        check_report(Path(options.report), command, options.force)
+        if options.frontier and importlib.util.find_spec("matplotlib") is None:
+            raise ImportError('the report of a frontier has a plot: pip install "flowlm[plot]"')
     scorer = open_scorer(options.scorer, device=options.device) if options.scorer else None
     if target.is_file():
         made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json", "scorer", "device"}
@@ -468,14 +487,12 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             folder=samples,
             by_text=True if options.card else None,
             scorer=scorer,
+            frontier=options.frontier,
             say=_say,
             **options.sampler,
         )
     if rows[0]["law"]:
-        law, count = Grammar(), rows[0]["num"]
-        rows.append(law_row(law, count, options.seed + 1))
-        if scorer is not None:
-            rows[-1] |= scored(scorer, law.sample(count, options.seed + 1))
+        rows.append(law_reference(rows[0], options.seed, scorer))
     for view in views(rows):
         Console().print(table_text(view))
     if options.report:
@@ -531,6 +548,71 @@ def _export(args: list[str]) -> int:
     )
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     _say(f"{folder}: {size / 1e6:.1f} MB; flowlm evaluate {folder} --card adds to its card how good it is")
+    return 0
+
+
+# -- compare ---------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class CompareOptions:
+    """Train every model of a comparison at equal training compute, judge them alike, and say which claims hold.
+
+    What is finished is not done again, so the command goes on where it was stopped. Fields of [compare] and of runs
+    can be set: --compare.num 200 --data.path my.txt; the latter then hold for all models.
+    """
+
+    out: str = ""
+    """Folder of its runs and its report; comparisons/<recipe's name> when empty."""
+
+
+def _compare(args: list[str]) -> int:
+    import tyro
+
+    from flowlm.comparison.recipe import CompareConfig, load_comparison
+    from flowlm.comparison.report import report
+    from flowlm.comparison.runs import Interrupted, Runner
+    from flowlm.config import RunConfig, dotted, to_dict
+
+    typed = list(args)
+    wants_help = args[:1] in (["-h"], ["--help"])
+    recipe = "" if wants_help else _positional(args, "a comparison's recipe, such as compare-grammar")
+    before = load_comparison(recipe).config if recipe else CompareConfig()
+    kind = dataclasses.make_dataclass(
+        "Options",
+        [
+            (
+                "config",
+                Annotated[RunConfig, tyro.conf.arg(name="")],
+                dataclasses.field(default_factory=RunConfig),
+            ),
+            ("compare", CompareConfig, dataclasses.field(default=before)),
+        ],
+        bases=(CompareOptions,),
+        frozen=True,
+    )
+    options = _options(kind, kind(), args, "flowlm compare RECIPE.toml", CompareOptions.__doc__)
+    # What was typed, whether or not it is the default.
+    named = {
+        arg.split("=", 1)[0].removeprefix("--").replace("-", "_") for arg in args if arg.startswith("--")
+    }
+    over = {
+        name: value
+        for name, value in dotted(to_dict(options.config)).items()
+        if named & {name, ".".join([*name.split(".")[:-1], "no_" + name.split(".")[-1]])}
+    }
+    comparison = load_comparison(recipe, over, to_dict(options.compare))
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('the report of a comparison has a plot: pip install "flowlm[plot]"')
+    out = Path(options.out) if options.out else Path("comparisons") / Path(recipe).stem
+    try:
+        report(Runner(comparison, out, _say), shlex.join(["flowlm", "compare", *typed]))
+    except Interrupted:
+        _say(
+            f"interrupted; what is finished is kept. Go on with: {shlex.join(['flowlm', 'compare', *typed])}"
+        )
+        return 130
+    _say(f"report in {out}")
     return 0
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from flowlm.data.corpora import DataConfig
 from flowlm.denoiser import DenoiserConfig
+from flowlm.discrete.di4c import Di4CConfig
 from flowlm.discrete.distil import RoundsConfig
 from flowlm.discrete.duo import DuoConfig
 from flowlm.families import NAMES, family
@@ -152,6 +153,7 @@ class RunConfig:
     flow_map: FlowMapConfig = field(default_factory=FlowMapConfig)
     duo: DuoConfig = field(default_factory=DuoConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    di4c: Di4CConfig = field(default_factory=Di4CConfig)
     clock: SamplingClockConfig = field(default_factory=SamplingClockConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -209,6 +211,11 @@ def _coerce(hint: Any, value: Any, path: str) -> Any:
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{path} must be a list, got {type(value).__name__} {value!r}")
+        (kind,) = typing.get_args(hint)
+        return [_coerce(kind, item, f"{path}[{i}]") for i, item in enumerate(value)]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:

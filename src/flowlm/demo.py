@@ -19,13 +19,13 @@ from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.device import can_compile, resolve_device
 from flowlm.evaluation.metrics import law_row
+from flowlm.evaluation.plots import plot_validity
 from flowlm.evaluation.report import (
     Picture,
     Samples,
     Table,
     Text,
     html_report,
-    plot_validity,
     table_text,
     write_json,
 )

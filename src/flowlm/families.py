@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from flowlm.samplers import Sample, Step
 
 
+TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
+"""At which frontiers are measured."""
+
+
 class Objective(Protocol):
     """What the training loop asks of an objective.
 
@@ -102,6 +106,8 @@ class Family:
     """Whether it may learn from a teacher."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Of the sampler, with their defaults."""
+    sweep: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Options that trade entropy for perplexity, with the values at which a frontier is measured, one at a time."""
     held_out_ranks: ClassVar[bool] = True
     """Whether held-out losses of two checkpoints can be compared: not those taken to a moving target."""
 
@@ -149,6 +155,10 @@ class Family:
         """The passages asked for, by options of `check_options`."""
         raise NotImplementedError
 
+    def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
+        """Whether an option of the sweep changes what is written in so many steps, beside the other options."""
+        return True
+
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The sampler's options, with defaults for what is not given. ValueError: one that it does not have."""
         other = sorted(options.keys() - self.options.keys())
@@ -167,6 +177,8 @@ _WHERE = {
     "duo": "flowlm.discrete.duo:Duo",
     "sdtt": "flowlm.discrete.sdtt:SDTT",
     "duo-dcd": "flowlm.discrete.consistency:DCD",
+    "di4c": "flowlm.discrete.di4c:Di4C",
+    "duo-di4c": "flowlm.discrete.di4c:DuoDi4C",
 }
 """Of each objective, by its name in recipes: module and class."""
 

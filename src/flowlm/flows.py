@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.families import Ask, Family, Objective, Start
+from flowlm.families import TEMPERATURES, Ask, Family, Objective, Start
 from flowlm.objectives import FlowMapObjective, FlowObjective
 from flowlm.samplers import DEFAULTS, Sample, sample
 
@@ -29,6 +29,12 @@ class FLM(Family):
     about = "flow, one time"
     writes = "A flow language model: it writes a passage along a flow, in many small steps."
     options = DEFAULTS
+    sweep: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "temperature": TEMPERATURES,
+        "prior_scale": (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2),
+        "gamma": (0.0, 0.25, 0.5, 1.0),
+        "last": ("argmax", "categorical"),
+    }
 
     def fill(self, run: RunConfig) -> dict[str, Any]:
         # A run that goes on has a vocabulary, and the head start it once was given.
@@ -55,6 +61,12 @@ class FLM(Family):
     ) -> Objective:
         assert clock is not None
         return FlowObjective(clock)
+
+    def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
+        # One step mixes nothing and re-noises nothing: the likeliest tokens are those of any temperature.
+        if option == "temperature":
+            return steps > 1 or options["last"] == "categorical"
+        return option != "gamma" or steps > 1
 
     def sample(self, network: Denoiser, ask: Ask, **options: Any) -> Sample:
         return sample(

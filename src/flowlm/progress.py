@@ -64,7 +64,7 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, step: int, loss: float | None = None) -> None:
+    def advance(self, step: float, loss: float | None = None) -> None:
         """At this step now; the loss shown is a running mean."""
         if loss is not None:
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
@@ -76,14 +76,17 @@ class Progress:
             self._bar.update(self._task, completed=step, loss=shown, speed=speed)
         elif now - self._told > PLAIN_EVERY or (step == self.total and not self._silent):
             self._told, self._silent = now, False
-            left = (self.total - step) / rate
             parts = (
-                f"{self._label} {step}/{self.total}",
+                f"{self._label} {step if isinstance(step, int) else f'{step:.1f}'}/{self.total}",
                 shown,
                 f"{rate * self.tokens:,.0f} tokens/s" if self.tokens else "",
-                f"{left:.0f} s left",
+                f"{(self.total - step) / rate:.0f} s left" if rate else "",
             )
             self._say("  ".join(part for part in parts if part))
+
+    def part(self, first: float, size: float) -> Part:
+        """A stretch of the bar, from step `first` on, as a bar of its own for a job within the job."""
+        return Part(self, first, size)
 
     def say(self, message: str) -> None:
         """A message above the bar."""
@@ -91,3 +94,48 @@ class Progress:
             self._bar.console.print(message, markup=False, highlight=False)
         else:
             self._say(message)
+
+
+class Part:
+    """A stretch of a bar: what goes on in it is shown as its share of the whole.
+
+    Args:
+        whole: the bar.
+        first, size: the stretch, in its steps.
+        total: steps of the job that fills it.
+    """
+
+    def __init__(self, whole: Progress, first: float, size: float, total: int = 1):
+        self._whole, self._first, self._size, self._total = whole, first, size, total
+
+    def __enter__(self) -> Part:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The whole goes on."""
+
+    def of(self, total: int) -> Part:
+        """The same stretch for a job of so many steps."""
+        return Part(self._whole, self._first, self._size, total)
+
+    def split(self, share: float) -> tuple[Part, Part]:
+        """The stretch in two, the first with this share of it."""
+        size = share * self._size
+        return Part(self._whole, self._first, size), Part(self._whole, self._first + size, self._size - size)
+
+    def share(self, number: int, count: int) -> Part:
+        """One of `count` equal stretches."""
+        return Part(self._whole, self._first + self._size * number / count, self._size / count)
+
+    def advance(self, step: float, loss: float | None = None) -> None:
+        """At this step of the job now."""
+        self._whole.advance(self._first + self._size * step / self._total)
+
+    def say(self, message: str) -> None:
+        """Nothing: of a job within a job the whole tells what matters."""
+
+    def tell(self, message: str) -> None:
+        """A message above the bar, of the whole."""
+        self._whole.say(message)

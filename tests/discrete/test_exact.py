@@ -185,6 +185,29 @@ def test_masked_samplers(name: str, steps: int) -> None:
         assert LANGUAGE.total_variation(tokens) < 0.02
 
 
+def test_temperature_of_the_masked_samplers() -> None:
+    """In one step it writes the product of the marginals to the power 1/T; and as T goes to 0, their modes."""
+    n, schedule = 60_000, LogLinear()
+    exact = network(lambda x, t: masked_posterior(x))
+    marginals = masked_posterior(torch.full((1, LENGTH), MASK))[0]
+    sharper = (marginals.log() / 0.5).softmax(-1)
+    want = torch.stack([sharper[torch.arange(LENGTH), p].prod() for p in LANGUAGE.passages])
+    for sampled in (
+        mdlm.sample(exact, (n, LENGTH), 1, lambda i: uniforms(2, n, LENGTH), MASK, schedule, temperature=0.5)[
+            0
+        ],
+        sedd.sample(
+            scores(exact), (n, LENGTH), 1, lambda i: uniforms(n, LENGTH), MASK, schedule, temperature=0.5
+        ),
+    ):
+        assert abs(chi_squared(sampled, want)) < 4
+    modes = marginals.argmax(-1).expand(5, -1)
+    few = lambda i: uniforms(5, LENGTH)  # noqa: E731
+    assert torch.equal(sedd.sample(scores(exact), (5, LENGTH), 1, few, MASK, schedule, last="argmax"), modes)
+    cold = sedd.sample(scores(exact), (5, LENGTH), 1, few, MASK, schedule, temperature=1e-3)
+    assert torch.equal(cold, modes)
+
+
 def test_a_step_that_opened_nothing_is_not_asked_again() -> None:
     asked = []
 

@@ -62,6 +62,9 @@ def test_what_each_kind_of_text_scores(corpus: Corpus) -> None:
     assert found["one"]["self_bleu"] == pytest.approx(1)
     assert found["held out"]["self_bleu"] < 0.9
     assert found["train"]["scorer"].startswith("Kneser-Ney 5-gram, ")
+    low, high = found["held out"]["intervals"]["perplexity"]
+    assert low < found["held out"]["perplexity"] < high < 1.3 * low
+    assert found["one"]["intervals"]["perplexity"] == pytest.approx([found["one"]["perplexity"]] * 2)
 
 
 def test_reference_rows(corpus: Corpus) -> None:
@@ -138,8 +141,16 @@ def test_what_is_unknown_is_not_known(tmp_path: Path) -> None:
 
 def test_held_out_text_is_taken_from_all_over(corpus: Corpus) -> None:
     judge = TextJudge(corpus)
-    some = judge._some(100, seed=0)
+    some = judge._order(seed=0)[:100]
     assert len(set(some.tolist())) == 100
     assert some.max() > 200
     assert some.min() < 100
-    assert judge._some(100, seed=1).tolist() != some.tolist()
+    assert judge._order(seed=1)[:100].tolist() != some.tolist()
+
+
+def test_two_sets_of_held_out_text_share_nothing(corpus: Corpus) -> None:
+    judge = TextJudge(corpus)
+    for num, count in ((50, 50), (150, 150), (1000, 150)):
+        first, second = judge.halves(num, seed=0)
+        assert len(first) == len(second) == count
+        assert not {*first} & {*second}  # all lines of this text are different

@@ -7,7 +7,16 @@ import math
 import pytest
 
 from flowlm.data.grammar import Grammar, tokenize
-from flowlm.evaluation.metrics import ROW, evaluate_texts, law_row, make_row, passage, samples_row, words
+from flowlm.evaluation.metrics import (
+    ROW,
+    evaluate_texts,
+    law_row,
+    make_row,
+    merged,
+    passage,
+    samples_row,
+    words,
+)
 from flowlm.evaluation.oracle import score
 from flowlm.evaluation.samples import Header, Record
 
@@ -45,7 +54,9 @@ def test_numbers_by_hand() -> None:
     assert report["num"] == 3
     assert report["entropy"] == pytest.approx((2 * log2 + third) / 3)
     assert report["unique"] == pytest.approx(2 / 3)
+    assert report["distinct_1"] == pytest.approx(3 / 11)
     assert report["distinct_2"] == pytest.approx(5 / 8)  # aa ab bb | a, ,a | aa ab bb
+    assert report["distinct_3"] == pytest.approx(3 / 5)  # aab abb | a,a | aab abb
     assert report["mean_length"] == pytest.approx(11 / 3)
     assert "valid" not in report
 
@@ -56,7 +67,12 @@ def test_only_the_passage_counts(story: Grammar) -> None:
     plain = evaluate_texts(texts, story)
     assert evaluate_texts(dressed, story) == plain
     assert plain["valid"] == 1.0
-    assert plain.items() >= score(texts, story).items()
+    by_law = score(texts, story)
+    intervals = by_law.pop("intervals")
+    assert plain.items() >= by_law.items()
+    assert plain["intervals"].items() >= intervals.items()
+    low, high = plain["intervals"]["entropy"]
+    assert low < plain["entropy"] < high
     assert passage("[EOS] late") == ""
     assert evaluate_texts(["", "[EOS]"], story)["valid"] == 0.0
 
@@ -115,6 +131,12 @@ def test_make_row_orders() -> None:
     row = make_row({"later": 1, "law": "x", "model": "m"})
     assert tuple(row) == (*ROW, "later")
     assert row["valid"] is None
+
+
+def test_merged_keeps_the_intervals_of_all() -> None:
+    one, two = {"a": 1, "b": 1, "intervals": {"a": [0, 2]}}, {"b": 2, "intervals": {"b": [1, 3]}}
+    assert merged(one, two, {"c": 3}) == {"a": 1, "b": 2, "c": 3, "intervals": {"a": [0, 2], "b": [1, 3]}}
+    assert one["intervals"] == {"a": [0, 2]}
 
 
 def test_refusals(story: Grammar) -> None:

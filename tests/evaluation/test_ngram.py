@@ -165,6 +165,9 @@ def test_all_passages_at_once_or_one_by_one() -> None:
     nats = np.concatenate([model.log_probs(passage) for passage in others])
     assert len(nats) == sum(map(len, others)) + len(others)
     assert model.perplexity(others) == pytest.approx(math.exp(-nats.mean()))
+    each, counts = model.nats(others)
+    assert counts.tolist() == [len(passage) + 1 for passage in others]
+    assert each.tolist() == pytest.approx([-model.log_probs(passage).sum() for passage in others])
 
 
 def chain(num: int, seed: int) -> tuple[list[list[Hashable]], float, float]:

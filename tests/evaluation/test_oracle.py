@@ -14,6 +14,7 @@ KEYS = {
     "num", "parsed", "valid", "broken", "nll_per_story", "nll_per_token",
     "slot_tv", "slot_tv_max", "slot_tv_by_slot", "slot_tv_floor",
     "pair_tv", "pair_tv_max", "pair_tv_floor",
+    "slot_coverage", "pair_coverage", "intervals",
 }  # fmt: skip
 
 COINS = Spec(
@@ -106,6 +107,10 @@ def test_nothing_valid_and_nothing_parsed(story: Grammar, texts: list[str]) -> N
     assert (report["valid"], report["parsed"], report["broken"]["form"]) == (0.0, 0.0, 1.0)
     for key in ("slot_tv", "slot_tv_max", "slot_tv_floor", "pair_tv", "pair_tv_max", "pair_tv_floor"):
         assert report[key] is None
+    assert (report["slot_coverage"], report["pair_coverage"]) == (0.0, 0.0)
+    assert report["intervals"]["nll_per_token"] is None
+    low, high = report["intervals"]["valid"]
+    assert low == 0 < high
     assert report["slot_tv_by_slot"] == {}
 
 
@@ -124,6 +129,47 @@ def test_distances_by_hand() -> None:
     assert report["pair_tv"] == pytest.approx((coin_bet + coin_again + bet_again) / 3)
     assert report["pair_tv_max"] == pytest.approx(max(coin_bet, coin_again, bet_again))
     assert report["nll_per_story"] == pytest.approx((math.log(8 / 3) + 2 * math.log(16)) / 3)
+
+
+def test_coverage_by_hand() -> None:
+    """coin 3/4, 1/4; bet won 7/8; again 1/2. What is told counts once, and what cannot be told not at all."""
+    grammar = Grammar(COINS)
+    report = score(["heads and won."] * 3, grammar)
+    assert report["slot_coverage"] == pytest.approx((3 / 4 + 7 / 8 + 1 / 2) / 3)
+    # heads won 3/4, heads without again 3/8, won without again 7/16
+    assert report["pair_coverage"] == pytest.approx((3 / 4 + 3 / 8 + 7 / 16) / 3)
+    report = score(["heads and lost again.", "nonsense"], grammar)  # impossible, and yet of slots that are
+    assert report["slot_coverage"] == pytest.approx((3 / 4 + 1 / 8 + 1 / 2) / 3)
+    assert report["pair_coverage"] == pytest.approx((0 + 3 / 8 + 1 / 16) / 3)
+    whole = [
+        f"{coin} and {bet}{end}"
+        for coin, bet in (("heads", "won"), ("tails", "won"), ("tails", "lost"))
+        for end in (".", " again.")
+    ]
+    report = score(whole, grammar)
+    assert (report["slot_coverage"], report["pair_coverage"]) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_coverage_of_exact_samples(story: Grammar, texts: list[str]) -> None:
+    """As expected of n of them: sum p (1 - (1 - p)^n); of one story, far from it."""
+    for num in (100, 1000):
+        expected = [
+            sum(p * (1 - (1 - p) ** num) for p in story.pair_marginal(a, b).values()) for a, b in pairs(story)
+        ]
+        assert score(texts[:num], story)["pair_coverage"] == pytest.approx(np.mean(expected), abs=0.01)
+    assert score(texts[:1] * 100, story)["pair_coverage"] < 0.2
+
+
+def test_intervals(story: Grammar, texts: list[str]) -> None:
+    report = score([*texts[:300], *(["nonsense"] * 100)], story)
+    low, high = report["intervals"]["valid"]
+    assert low < 0.75 < high < low + 0.1
+    low, high = report["intervals"]["nll_per_token"]
+    assert low < report["nll_per_token"] < high
+    assert high - low == pytest.approx(
+        2 * 1.96 * np.std([-story.log_prob(t) / (len(tokenize(t)) + 1) for t in texts[:300]]) / 300**0.5,
+        rel=0.2,
+    )
 
 
 def test_a_law_of_one_slot_has_no_pairs() -> None:

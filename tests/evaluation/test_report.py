@@ -18,6 +18,7 @@ from rich.console import Console
 
 from flowlm.evaluation import report
 from flowlm.evaluation.metrics import ROW, make_row
+from flowlm.evaluation.plots import plot_validity
 from flowlm.evaluation.report import (
     Picture,
     Samples,
@@ -26,7 +27,6 @@ from flowlm.evaluation.report import (
     broken_text,
     html_report,
     markdown,
-    plot_validity,
     table_text,
     write_json,
 )
@@ -174,6 +174,11 @@ def test_terminal_table_fits_in_80_columns() -> None:
     for cell in ("78.0 %", "97.0 %", "0.394", "3.607", ">99.9 %", "0.031", "0.100"):
         assert cell in text
     assert "…" not in text
+    # with coverage, in the place of what is unique
+    text = shown([row("law", 0, 1.0, pair_coverage=0.877), *ROWS], width=80)
+    for cell in ("coverage", "100.0 %", "87.7 %", "97.0 %", "0.394", "3.607", "0.031", "0.100"):
+        assert cell in text
+    assert ">99.9 %" not in text
 
 
 @pytest.mark.parametrize(
@@ -196,6 +201,65 @@ def test_terminal_table_fits_in_80_columns() -> None:
 )
 def test_cells(key: str, value: object, expected: str) -> None:
     assert report._cell(key, value) == expected
+
+
+def test_intervals_stand_beside_their_numbers_where_there_is_room() -> None:
+    intervals = {"valid": [0.7534, 0.8046], "entropy": [3.5988, 3.61612], "nll_per_token": None}
+    one = row("fmlm", 1, 0.78, intervals=intervals)
+    text = markdown([one])
+    assert "| 78.0 % (75.3–80.5 %) |" in text
+    assert "| 3.607 (3.599–3.616) |" in text
+    assert "| 0.394 |" in text
+    assert "intervals" not in text.splitlines()[0]
+    assert "75.3" not in shown([one])
+    assert "78.0 %" in shown([one], width=80)
+
+
+def test_rows_are_ranked_where_there_is_a_frontier() -> None:
+    def swept(model: str, value: float | None) -> dict[str, Any]:
+        knob = None if value is None else "prior_scale"
+        frontier = {"entropy": 3.6, "knob": knob, "curves": {}}
+        return row(model, 1, 0.5, perplexity=50.0, perplexity_at_data_entropy=value, frontier=frontier)
+
+    rows = [
+        swept("never", None),
+        swept("worse", 40.0),
+        row("held-out", 0, 1.0, perplexity=20.0),
+        swept("better", 30.04),
+    ]
+    text = markdown(rows)
+    head, _, *lines = (line.strip("| ").split(" | ") for line in text.splitlines()[:6])
+    at = head.index("perplexity at data entropy")
+    assert [(line[0], line[at]) for line in lines] == [
+        ("better", "30.0 (prior\\_scale)"),
+        ("worse", "40.0 (prior\\_scale)"),
+        ("never", "not reached"),
+        ("held-out", "–"),
+    ]
+    terminal = shown(rows, width=200)
+    assert terminal.index("better") < terminal.index("worse") < terminal.index("never")
+    assert "not reached" in terminal
+    assert "prior" not in terminal
+    assert [r["model"] for r in rows] == ["never", "worse", "held-out", "better"]
+
+
+def test_plot_of_a_frontier(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from flowlm.evaluation.plots import plot_frontier
+
+    points = [{"value": v, "entropy": 3 + v, "perplexity": 10 * v} for v in (0.6, 0.8, 1.0)]
+    curves = {"temperature": points, "last": points[:1]}
+    frontier = {"entropy": 3.7, "knob": "temperature", "curves": curves}
+    rows = [row("FLM", k, 0.5, perplexity=10.0, frontier=frontier) for k in (1, 4)]
+    held_out = row("held-out", 0, 1.0, perplexity=9.0)
+    plot_frontier([*rows, held_out], tmp_path / "a.png")
+    plot_frontier([*rows, held_out], tmp_path / "b.png")
+    plot_frontier(rows, tmp_path / "c.png")
+    data = (tmp_path / "a.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert data == (tmp_path / "b.png").read_bytes() != (tmp_path / "c.png").read_bytes()
+    with pytest.raises(ValueError, match="no row has a frontier"):
+        plot_frontier([held_out], tmp_path / "d.png")
 
 
 # ------------------------------------------------------------------------------------------------------- plot
@@ -245,17 +309,6 @@ def test_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=re.escape('pip install "flowlm[plot]"')):
         plot_validity({"m": ROWS}, tmp_path / "p.png", None)
-
-
-@pytest.mark.parametrize(("share", "num"), [(0.0, 100), (1.0, 100), (0.5, 10), (0.97, 1000)])
-def test_interval(share: float, num: int) -> None:
-    low, high = report._interval(share, num)
-    assert 0 <= low <= share <= high <= 1
-    assert high > low
-    # the ends are the shares p with |share - p| = 1.96 sqrt(p (1 - p) / num)
-    for p in (low, high):
-        if 1e-9 < p < 1 - 1e-9:
-            assert abs(share - p) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / num), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- page

@@ -12,8 +12,17 @@ import torch
 
 from flowlm.discrete import ar
 from flowlm.evaluation import scorers
+from flowlm.evaluation.frechet import frechet_distance
 from flowlm.evaluation.report import markdown
-from flowlm.evaluation.scorers import ARScorer, HFScorer, Scores, open_scorer, score_texts
+from flowlm.evaluation.scorers import (
+    ARScorer,
+    HFScorer,
+    Scores,
+    distance,
+    feature_texts,
+    open_scorer,
+    score_texts,
+)
 from helpers import LINES, command, flm, fmlm, grammar_flm, said, settings, trained
 
 TEXTS = [LINES[5], LINES[40], LINES[7] + " " + LINES[8], "the cat saw.", ""]
@@ -48,11 +57,47 @@ def test_our_own(run: Path) -> None:
         assert nats == pytest.approx(want, rel=1e-4)
     assert "cut at 12 tokens" in scorer.name
     assert found.tokens[2] == 12  # of two lines, fourteen words
+    assert found.cut == 1
     own = scorer.judge(LINES[:30]).perplexity
     shuffled = scorer.judge([" ".join(reversed(line.split())) for line in LINES[:30]]).perplexity
     assert own is not None
     assert shuffled is not None
     assert own < 0.5 * shuffled
+
+
+@torch.no_grad()
+def test_our_own_features(run: Path) -> None:
+    """The mean over a text's tokens, its end counted, of the state from which each is predicted."""
+    scorer = ARScorer(run, device="cpu")
+    model = scorer._model
+    features = scorer.features(TEXTS)
+    assert (features.shape, features.dtype) == ((len(TEXTS), 32), "float64")
+    for text, row in zip(TEXTS, features, strict=True):
+        (ids,) = model.tokenizer.encode([text])
+        tokens = torch.tensor([[*ids, model.tokenizer.eos_id][: model.length]])
+        hidden = model.denoiser(ar.shifted(tokens, model.tokenizer.vocab_size)).hidden[0]
+        assert row == pytest.approx(hidden.double().mean(0).numpy(), abs=1e-5)
+
+
+def test_features_in_the_order_of_the_texts(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = ARScorer(run, device="cpu")
+    whole = scorer.features(TEXTS)
+    monkeypatch.setattr(scorers, "BATCH", 2)
+    assert feature_texts(scorer, TEXTS) == pytest.approx(whole, abs=1e-6)
+    with pytest.raises(ValueError, match="texts is empty"):
+        feature_texts(scorer, [])
+
+
+def test_distances_are_between_as_many(run: Path) -> None:
+    scorer = ARScorer(run, device="cpu")
+    reference = feature_texts(scorer, LINES[:40])
+    own = distance(scorer, LINES[40:], reference)
+    assert own["frechet_num"] == 40
+    assert own["frechet"] == pytest.approx(frechet_distance(feature_texts(scorer, LINES[40:80]), reference))
+    shuffled = [" ".join(reversed(line.split())) for line in LINES[40:80]]
+    assert distance(scorer, shuffled, reference)["frechet"] > 3 * own["frechet"]
+    assert distance(scorer, LINES[:40], reference)["frechet"] == pytest.approx(0, abs=1e-9)
+    assert distance(scorer, LINES[:1], reference) == {"frechet": None}
 
 
 def test_filling_inside_a_passage_is_unlikely(run: Path) -> None:
@@ -89,7 +134,8 @@ class Counting:
 
     def judge(self, texts: Any) -> Scores:
         self.asked.append(list(texts))
-        return Scores(tuple(float(len(t)) for t in texts), tuple(len(t) for t in texts))
+        cut = sum(len(t) > 4 for t in texts)
+        return Scores(tuple(float(len(t)) for t in texts), tuple(len(t) for t in texts), cut)
 
 
 def test_scores_are_kept_by_content(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,6 +144,7 @@ def test_scores_are_kept_by_content(cache: Path, monkeypatch: pytest.MonkeyPatch
     texts = ["ccc", "a", "bb", "eeeee", "dddd", "ffffff"]
     found = score_texts(scorer, texts)
     assert found.tokens == tuple(map(len, texts))
+    assert found.cut == 2
     # like lengths together
     assert scorer.asked == [["a", "bb", "ccc", "dddd"], ["eeeee", "ffffff"]]
     assert score_texts(scorer, texts) == found
@@ -156,7 +203,17 @@ def test_a_causal_model_of_others(gpt2: Path) -> None:
             log_probs = model(row).logits[0, :-1].log_softmax(-1)
             want = -log_probs[torch.arange(count), row[0, 1:]].sum().item()
             assert nats == pytest.approx(want, rel=1e-4)
-    assert scorer.cut == 1
+    assert found.cut == 1
+    # of the last state, those from which the judged tokens are predicted
+    features = scorer.features(texts)
+    assert (features.shape, features.dtype) == ((len(texts), 16), "float64")
+    for text, row, count in zip(texts, features, found.tokens, strict=True):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"][:16]
+        if count:
+            hidden = model.transformer(torch.tensor([ids])).last_hidden_state[0, :-1]
+            assert row == pytest.approx(hidden.double().mean(0).numpy(), abs=1e-5)
+        else:
+            assert not row.any()
     assert scorer.name.startswith("tiny-gpt2 local, float32")
     assert "cut at 16 tokens" in scorer.name
     assert HFScorer(str(gpt2), context=8, device="cpu").judge(texts).tokens[3] == 7
@@ -168,6 +225,9 @@ def test_what_is_no_scorer(gpt2: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="cannot be loaded"):
         open_scorer(str(tmp_path / "empty"))
+    for name in (str(tmp_path / "none"), "./none", "runs/none/ar"):
+        with pytest.raises(ValueError, match=f"there is no scorer at {name}: give a run of objective = 'ar'"):
+            open_scorer(name)
 
 
 def test_a_scorer_by_its_name(run: Path, gpt2: Path) -> None:
@@ -189,9 +249,17 @@ def test_evaluate_under_a_scorer(
     want = score_texts(ARScorer(run, device="cpu"), texts).perplexity
     assert rows[0]["perplexity"] == pytest.approx(want)
     assert rows[2]["perplexity"] < rows[0]["perplexity"]
+    for own in rows:
+        low, high = own["intervals"]["perplexity"]
+        assert low < own["perplexity"] < high
+        # half of the ten held-out lines against the other half: as many of the samples
+        assert own["frechet_num"] == 5
+    assert 0 < rows[2]["frechet"] < rows[0]["frechet"]
     assert 0.9 < rows[0]["known"] <= 1  # the training text still judges what it can
     assert command("evaluate", sample_file(fmlm()), *scorer, "--json", rows_file) == 0
-    assert json.loads(rows_file.read_text())[0]["perplexity"] == pytest.approx(want)
+    (row,) = json.loads(rows_file.read_text())
+    assert row["perplexity"] == pytest.approx(want)
+    assert row["frechet"] is None  # a file says nothing of held-out text
     assert command("evaluate", grammar_flm(), "--steps", "1", "--num", "4", *scorer) == 1
     assert "the scorer cannot read the samples" in said(capsys)
     with pytest.raises(ValueError, match="perplexities under different scorers do not compare"):

@@ -5,7 +5,7 @@ log p(w) = Σ_l log p(w_l | w_<l)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -15,7 +15,7 @@ from flowlm.backbone import KVCache
 from flowlm.discrete.base import Discrete, DiscreteObjective
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
-from flowlm.families import Ask, Objective
+from flowlm.families import TEMPERATURES, Ask, Objective
 from flowlm.posterior import Posterior
 from flowlm.samplers import Sample, Step
 
@@ -106,6 +106,15 @@ class AR(Discrete):
         "top_p": 1.0,
         "last": "categorical",
     }
+    sweep: ClassVar[Mapping[str, Sequence[Any]]] = {
+        "temperature": TEMPERATURES,
+        "top_p": (0.7, 0.8, 0.9, 0.95, 1.0),
+    }
+
+    def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
+        return (
+            options["last"] == "categorical"
+        )  # the likeliest token is that of any temperature, among any others
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from flowlm import rng
 from flowlm.denoiser import DenoiserConfig
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
-from flowlm.families import Ask, Family
+from flowlm.families import TEMPERATURES, Ask, Family
 from flowlm.objectives.draws import stratified
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Fields of a model that mean something for flows alone.
 FLOWS_ALONE = ("two_times", "clock", "input_scaling", "local_posterior", "prior_rank", "head_start")
 SCHEDULE = LogLinear()
+#: Of those whose sampler has a temperature and a rule of the last step.
+SWEEP: Mapping[str, Sequence[Any]] = {"temperature": TEMPERATURES, "last": ("categorical", "argmax")}
 
 #: (network, tokens, noise, draws) -> losses (B, L).
 Losses = Callable[[TokenNetwork, Tensor, Tensor, dict[str, Tensor]], Tensor]

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from flowlm.clock import Clock, DecodingErrorClock
-from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
+from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.gaussian import argmax_tokens, level_of, row_noise, soft_tokens
 from flowlm.discrete.network import TokenNetwork
@@ -191,6 +191,11 @@ class Duo(Discrete):
     timed = True
     extra = 0
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
+    sweep = SWEEP
+
+    def reader(self, network: TokenNetwork, ask: Ask) -> Network:
+        """How the sampler asks the network."""
+        return network
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
@@ -203,7 +208,7 @@ class Duo(Discrete):
         begin = self._uniforms(ask, "duo first", (ask.length,), device)
         uniforms = self._uniforms(ask, "duo", (ask.length,), device)
         tokens = sample(
-            network,
+            self.reader(network, ask),
             (ask.num, ask.length),
             ask.steps,
             begin(0),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective, check_rule
+from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
@@ -75,18 +75,20 @@ def sample(
     *,
     temperature: float = 1.0,
     last: str = "categorical",
+    repeatable: bool = True,
     device: torch.device | str = "cpu",
     callback: Callable[[Step], None] | None = None,
 ) -> tuple[Tensor, int]:
     """Passages (B, L) by ancestral steps from all masks, and the network calls it took.
 
-    A step that opened nothing leaves the network's answer as it was: it is not asked again. Nor is it when no mask is
-    left.
+    A step that opened nothing leaves a repeatable answer of the network as it was: it is not asked again. Nor is it
+    when no mask is left.
 
     Args:
         steps: uniform steps from t = 1 to 0.
         uniforms: of each step, draws (2, B, L), float64.
         last: rule of the last step: "categorical", or "argmax".
+        repeatable: whether the network says the same of the same tokens every time.
     """
     x = torch.full(shape, mask, device=device)
     posterior: Posterior | None = None
@@ -102,7 +104,7 @@ def sample(
         else:
             probs = (posterior.log_probs().double() / temperature).softmax(-1)
             new = step(x, probs, s, t, uniforms(i), mask, schedule)
-        if not torch.equal(new, x):
+        if not repeatable or not torch.equal(new, x):
             posterior = None
         x = new
         if not bool((x == mask).any()):
@@ -117,6 +119,13 @@ class MDLM(Discrete):
     label, about = "MDLM", "masked diffusion"
     writes = "It writes by opening masks, many of them in a step."
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
+    sweep = SWEEP
+    repeatable: ClassVar[bool] = True
+    """Whether the network says the same of the same tokens."""
+
+    def reader(self, network: TokenNetwork, ask: Ask) -> Network:
+        """How the sampler asks the network."""
+        return lambda x, t: network(x)
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
@@ -130,12 +139,13 @@ class MDLM(Discrete):
         check_rule(**options)
         device = network.embedding.device
         tokens, _ = sample(
-            lambda x, t: network(x),
+            self.reader(network, ask),
             (ask.num, ask.length),
             ask.steps,
             self._uniforms(ask, "mdlm", (2, ask.length), device),
             network.config.vocab_size,
             SCHEDULE,
+            repeatable=self.repeatable,
             device=device,
             callback=ask.callback,
             **options,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective
+from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.categorical import categorical
 from flowlm.discrete.mdlm import corrupt
 from flowlm.discrete.network import TokenNetwork
@@ -81,6 +81,8 @@ def sample(
     mask: int,
     schedule: LogLinear,
     *,
+    temperature: float = 1.0,
+    last: str = "categorical",
     device: torch.device | str = "cpu",
     callback: Callable[[Step], None] | None = None,
 ) -> Tensor:
@@ -88,6 +90,8 @@ def sample(
 
     Args:
         uniforms: of each step, draws (B, L), float64.
+        temperature: of which tokens masks become; how many of them are opened is left to the scores.
+        last: rule of the last step: "categorical", or "argmax".
     """
     x = torch.full(shape, mask, device=device)
     for i, t, s in steps_of(steps):
@@ -97,8 +101,12 @@ def sample(
         posterior = network(x, torch.full(shape[:1], t, device=device))
         if callback is not None:
             callback(Step(i, t, x, posterior))
+        if last == "argmax" and s == 0:
+            x = torch.where(x == mask, posterior.tokens(), x)
+            break
         net = posterior.map(lambda net, _: net).double()
-        x = step(x, (net + log_r - math.log(mask)).exp(), s, t, uniforms(i), mask, schedule)
+        total = (net.logsumexp(-1, keepdim=True) + log_r - math.log(mask)).exp()
+        x = step(x, total * (net / temperature).softmax(-1), s, t, uniforms(i), mask, schedule)
     return x
 
 
@@ -109,7 +117,8 @@ class SEDD(Discrete):
     label, about = "SEDD", "masked diffusion by scores"
     writes = "It writes by opening masks, many of them in a step."
     timed = True
-    options: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
+    sweep = SWEEP
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
@@ -120,6 +129,7 @@ class SEDD(Discrete):
         return DiscreteObjective(of, 1, timed=True)
 
     def sample(self, network: TokenNetwork, ask: Ask, **options: Any) -> Sample:
+        check_rule(**options)
         device = network.embedding.device
         uniforms = self._uniforms(ask, "sedd", (ask.length,), device)
         mask = network.config.vocab_size
@@ -132,5 +142,6 @@ class SEDD(Discrete):
             SCHEDULE,
             device=device,
             callback=ask.callback,
+            **options,
         )
         return Sample(tokens, ask.steps)

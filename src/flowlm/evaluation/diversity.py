@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Hashable, Sequence
 
-__all__ = ["corpus_entropy", "distinct_n", "self_bleu", "unigram_entropy", "unique"]
+__all__ = ["corpus_entropy", "distinct_n", "entropies", "self_bleu", "unigram_entropy", "unique"]
 
 
 def _check(samples: Sequence[Sequence[Hashable]]) -> None:
@@ -29,10 +29,15 @@ def _entropy(counts: Counter[Hashable]) -> float:
     return math.fsum(n / total * math.log(total / n) for n in counts.values())
 
 
+def entropies(samples: Sequence[Sequence[Hashable]]) -> list[float]:
+    """The entropy (nats) of the item counts of each sample. ValueError: no samples."""
+    _check(samples)
+    return [_entropy(Counter(sample)) for sample in samples]
+
+
 def unigram_entropy(samples: Sequence[Sequence[Hashable]]) -> float:
     """Mean over samples of the entropy (nats) of the item counts of one sample. ValueError: no samples."""
-    _check(samples)
-    return math.fsum(_entropy(Counter(sample)) for sample in samples) / len(samples)
+    return math.fsum(entropies(samples)) / len(samples)
 
 
 def corpus_entropy(samples: Sequence[Sequence[Hashable]]) -> float:

@@ -11,16 +11,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowlm.data.corpora import Corpus
 from flowlm.data.grammar import Grammar
 from flowlm.data.tokens import UNK, Tokenizer
 from flowlm.evaluation.copying import copying
 from flowlm.evaluation.diversity import self_bleu
-from flowlm.evaluation.metrics import evaluate_texts, make_row, passage, words
+from flowlm.evaluation.metrics import evaluate_texts, make_row, merged, passage, words
 from flowlm.evaluation.ngram import KneserNey
 from flowlm.evaluation.samples import current_commit
-from flowlm.evaluation.scorers import Scorer, scored
+from flowlm.evaluation.scorers import Scorer, Scores, distance, scored
 from flowlm.rng import key
 
 __all__ = ["TextJudge"]
@@ -63,55 +64,78 @@ class TextJudge:
         self.scorer = KneserNey.fit(self.train, ORDER)
         self._known = {word for text in self.train for word in text} - {UNK}
 
+    def scores(self, texts: Sequence[str]) -> Scores:
+        """What the n-gram model says of each text; a token is a word or sign, ends are counted."""
+        nats, counts = self.scorer.nats([words(passage(text)) for text in texts])
+        return Scores(tuple(nats.tolist()), tuple(counts.tolist()))
+
     def measure(self, texts: Sequence[str]) -> dict[str, Any]:
-        """Numbers of `texts`: ``perplexity`` (a word or sign, ends counted), ``known`` (share of words, signs left
-        out, that training text has), ``self_bleu`` (compare at equal numbers), ``copied`` (share that stands
-        wholly in a training passage), ``longest_copy`` (words, mean), ``found_8``, ``scorer``."""
+        """Numbers of `texts`: ``perplexity`` and ``ngram_perplexity`` (a word or sign, ends counted), ``known`` (share
+        of words, signs left out, that training text has), ``self_bleu`` (compare at equal numbers), ``copied`` (share
+        that stands wholly in a training passage), ``longest_copy`` (words, mean), ``found_8``, ``scorer``."""
         split = [words(passage(text)) for text in texts]
         own = [word for text in split for word in text if any(map(str.isalpha, word))]
         # an unknown word is no copy of another one
         copies = copying([[_NONE if word == UNK else word for word in text] for text in split], self.train)
+        scores = self.scores(texts)
         return {
-            "perplexity": self.scorer.perplexity(split),
+            "perplexity": scores.perplexity,
+            "ngram_perplexity": scores.perplexity,  # stays where another scorer's takes the place of the first
             "known": sum(word in self._known for word in own) / len(own) if own else None,
             "self_bleu": self_bleu(split) if len(split) > 1 else None,
             "copied": copies.copied,
             "longest_copy": copies.longest_mean,
             "found_8": copies.found_share,
             "scorer": self.scorer.name,
+            "intervals": {"perplexity": scores.interval},
         }
 
-    def _some(self, num: int, seed: int) -> Any:
-        """At most `num` held-out rows from all over: they lie in the order of their sources."""
-        order = np.random.Generator(np.random.Philox(key(seed, "held-out passages")))
-        return np.sort(order.permutation(len(self._held_out))[:num])
+    def _order(self, seed: int) -> Any:
+        """Of held-out rows, so that some of them are from all over: they lie in the order of their sources."""
+        source = np.random.Generator(np.random.Philox(key(seed, "held-out passages")))
+        return source.permutation(len(self._held_out))
+
+    def halves(self, num: int, seed: int) -> tuple[list[str], list[str]]:
+        """Two sets of held-out passages that share none, each of `num`, or of half of all where that is less."""
+        order = self._order(seed)
+        half = min(num, len(order) // 2)
+        first, second = order[:half], order[len(order) - half :]
+        return _texts(self._tokenizer, self._held_out[first]), _texts(self._tokenizer, self._held_out[second])
 
     def reference_rows(
-        self, num: int, seed: int, grammar: Grammar | None = None, scorer: Scorer | None = None
+        self,
+        num: int,
+        seed: int,
+        grammar: Grammar | None = None,
+        scorer: Scorer | None = None,
+        features: NDArray[np.float64] | None = None,
     ) -> list[dict[str, Any]]:
         """Rows of held-out text, at most `num` passages, and of `num` samples of the n-gram model.
 
-        With the grammar whose stories the text is, judged by its law too; with a scorer, under it.
+        With the grammar whose stories the text is, judged by its law too; with a scorer, under it; with its features of
+        the second of `halves`, how far they are from it, the first half in place of held-out text.
         """
         texts = {
-            "held-out": _texts(self._tokenizer, self._held_out[self._some(num, seed)]),
+            "held-out": _texts(self._tokenizer, self._held_out[np.sort(self._order(seed)[:num])]),
             f"{ORDER}-gram": [" ".join(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
         }
-        return [
-            make_row(
+        rows = []
+        for name, own in texts.items():
+            parts = [{"model": name, "nfe": 0}, evaluate_texts(own, grammar), self.measure(own)]
+            if scorer is not None:
+                parts.append(scored(scorer, own))
+                if features is not None:
+                    compared = self.halves(num, seed)[0] if name == "held-out" else own
+                    parts.append(distance(scorer, compared, features))
+            parts.append(
                 {
-                    "model": name,
-                    "nfe": 0,
-                    **evaluate_texts(own, grammar),
-                    **self.measure(own),
-                    **({} if scorer is None else scored(scorer, own)),
                     "law": grammar.hash if grammar is not None else None,
                     "seed": seed if name != "held-out" else None,
                     "commit": current_commit(),
                 }
             )
-            for name, own in texts.items()
-        ]
+            rows.append(make_row(merged(*parts)))
+        return rows
 
 
 def _texts(tokenizer: Tokenizer, rows: Any) -> list[str]:

@@ -13,9 +13,20 @@ from typing import Any
 from flowlm.data.grammar import Grammar
 from flowlm.data.tokens import UNK
 from flowlm.evaluation import diversity, oracle
+from flowlm.evaluation.bootstrap import mean_interval
 from flowlm.evaluation.samples import Header, Record, current_commit
 
-__all__ = ["END", "ROW", "evaluate_texts", "law_row", "make_row", "passage", "samples_row", "words"]
+__all__ = [
+    "END",
+    "ROW",
+    "evaluate_texts",
+    "law_row",
+    "make_row",
+    "merged",
+    "passage",
+    "samples_row",
+    "words",
+]
 
 END = "[EOS]"
 """Where a text ends: what a model writes after it is not part of the passage."""
@@ -27,7 +38,9 @@ ROW = (
     "valid",
     "broken",
     "nll_per_token",
+    "perplexity_at_data_entropy",
     "perplexity",
+    "frechet",
     "known",
     "entropy",
     "unique",
@@ -37,15 +50,20 @@ ROW = (
     "longest_copy",
     "slot_tv",
     "pair_tv",
+    "pair_coverage",
     "seconds",
     "tokens_per_second",
+    "latency",
     "seed",
     "dtype",
     "commit",
     "law",
     "scorer",
+    "cut",
+    "intervals",
 )
-"""The keys every row has, in order; None where something is not known or does not apply."""
+"""The keys every row has, in order; None where something is not known or does not apply. ``intervals`` has the 95 %
+intervals, [low, high], of some of the others."""
 
 # the grammar's words and punctuation, and whatever else another text or a bad sample may hold
 _WORD = re.compile(re.escape(UNK) + r"|[\w']+|[^\w\s]")
@@ -64,8 +82,9 @@ def passage(text: str) -> str:
 def evaluate_texts(texts: Sequence[str], grammar: Grammar | None = None) -> dict[str, Any]:
     """Numbers of the passages in `texts`.
 
-    Always: ``num``, ``entropy``, ``corpus_entropy`` (nats), ``unique``, ``distinct_2``, ``mean_length``
-    (words and punctuation). With a grammar also what `oracle.score` gives. ValueError: no texts.
+    Always: ``num``, ``entropy``, ``corpus_entropy`` (nats), ``unique``, ``distinct_1`` to ``distinct_3``,
+    ``mean_length`` (words and punctuation), ``intervals``. With a grammar also what `oracle.score` gives. ValueError:
+    no texts.
     """
     if isinstance(texts, str):
         raise ValueError(f"texts is the single string {texts[:40]!r}: give a sequence of texts, e.g. [text]")
@@ -77,13 +96,23 @@ def evaluate_texts(texts: Sequence[str], grammar: Grammar | None = None) -> dict
         "num": len(passages),
         "entropy": diversity.unigram_entropy(split),
         "unique": diversity.unique(split),
+        "distinct_1": diversity.distinct_n(split, 1),
         "distinct_2": diversity.distinct_n(split, 2),
+        "distinct_3": diversity.distinct_n(split, 3),
         "corpus_entropy": diversity.corpus_entropy(split),
         "mean_length": sum(map(len, split)) / len(split),
+        "intervals": {"entropy": mean_interval(diversity.entropies(split))},
     }
-    if grammar is not None:
-        report |= oracle.score(passages, grammar)
-    return report
+    return report if grammar is None else merged(report, oracle.score(passages, grammar))
+
+
+def merged(*parts: Mapping[str, Any]) -> dict[str, Any]:
+    """One mapping of several, the later ones first; their ``intervals`` together."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        both = {**(whole.get("intervals") or {}), **(part.get("intervals") or {})}
+        whole |= {**part, "intervals": both}
+    return whole
 
 
 def make_row(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,10 +136,10 @@ def samples_row(
         {
             "model": header.model,
             "nfe": header.nfe,
-            **metrics,
-            **(more or {}),
+            **merged(metrics, more or {}),
             "seconds": header.seconds,
             "tokens_per_second": tokens / header.seconds if header.seconds and tokens else None,
+            "latency": header.extra.get("latency"),
             "seed": header.seed,
             "dtype": header.dtype,
             "commit": header.commit,

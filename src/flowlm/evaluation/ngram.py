@@ -230,9 +230,17 @@ class KneserNey:
             raise ValueError(f"passage is the string {passage[:40]!r}: split it into words")
         return self._log_probs("passage", [passage])
 
+    def nats(self, passages: Sequence[Sequence[Hashable]]) -> tuple[_Floats, _Ints]:
+        """-log p of each passage with its end, and of how many items it is, the end counted: (passages,) each.
+        ValueError: as `log_probs`, and no passages."""
+        each = -self._log_probs("passages", passages)
+        counts = np.array([len(passage) + 1 for passage in passages], np.int64)
+        return np.add.reduceat(each, np.cumsum(counts) - counts), counts
+
     def perplexity(self, passages: Sequence[Sequence[Hashable]]) -> float:
-        """exp of the mean of -log p over all items and ends. ValueError: as `log_probs`, and no passages."""
-        return float(np.exp(-self._log_probs("passages", passages).mean()))
+        """exp of the mean of -log p over all items and ends. ValueError: as `nats`."""
+        nats, counts = self.nats(passages)
+        return float(np.exp(nats.sum() / counts.sum()))
 
     def sample(self, num: int, seed: int, max_length: int) -> list[list[Hashable]]:
         """Exact draws of the model, cut after `max_length` items where the end has not come.

@@ -1,8 +1,9 @@
 """How good stories are, by the exact law of their language: no other model's opinion enters.
 
 Validity says whether single stories are right; likelihood, whether they are the likely ones; the distances of
-slots and of pairs of slots, whether all stories are told as often as they should be. A sampler that repeats
-one perfect story is valid throughout and far off in the distances.
+slots and of pairs of slots, whether all stories are told as often as they should be; coverage, how much of the
+language is told at all. A sampler that repeats one perfect story is valid throughout, far off in the distances, and
+covers next to nothing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flowlm.data.grammar import Grammar, tokenize
+from flowlm.evaluation.bootstrap import mean_interval, share_interval
 
 __all__ = ["MAX_JOINT_VALUES", "pairs", "score", "tv_floor"]
 
@@ -47,6 +49,11 @@ def _tv(codes: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
     return float(0.5 * np.abs(counts / codes.size - probs).sum())
 
 
+def _coverage(codes: NDArray[np.int64], probs: NDArray[np.float64]) -> float:
+    """The law's probability of the values that occur at least once."""
+    return min(1.0, float(probs[np.unique(codes)].sum()))  # rounding aside
+
+
 def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
     """Compare stories with the law of their language.
 
@@ -60,10 +67,14 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
       the slot's frequencies (read at first mention) and its exact marginal: mean, greatest, each;
     - ``pair_tv``, ``pair_tv_max``: the same of the joint law of the `pairs` of slots;
     - ``slot_tv_floor``, ``pair_tv_floor``: what as many exact samples as stories were parsed would give for
-      the two means (see `tv_floor`).
+      the two means (see `tv_floor`);
+    - ``slot_coverage``, ``pair_coverage``: the law's probability of the values that parsed stories show at least
+      once, mean over slots, and over the same pairs of slots. It rises with the number of stories: compare at equal
+      numbers, and with as many exact samples, whose expectation is sum_v p(v) (1 - (1 - p(v))^n);
+    - ``intervals``: 95 % intervals of ``valid`` (Wilson's) and ``nll_per_token`` (bootstrap), None where unknown.
 
-    Likelihoods are None if no story is valid, distances and floors None if none parses (``slot_tv_by_slot``
-    is then empty). ValueError: no stories.
+    Likelihoods are None if no story is valid; if none parses, distances and floors are None (``slot_tv_by_slot``
+    is then empty) and coverage is 0. ValueError: no stories.
     """
     if isinstance(texts, str):
         raise ValueError(
@@ -96,6 +107,12 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
         "nll_per_story": math.fsum(nll) / len(nll) if nll else None,
         "nll_per_token": math.fsum(nll_per_token) / len(nll) if nll else None,
         "slot_tv_by_slot": {},
+        "slot_coverage": 0.0,
+        "pair_coverage": 0.0,
+        "intervals": {
+            "valid": list(share_interval(len(nll) / num, num)),
+            "nll_per_token": mean_interval(nll_per_token),
+        },
     }
     names = ("slot_tv", "slot_tv_max", "slot_tv_floor", "pair_tv", "pair_tv_max", "pair_tv_floor")
     if not rows:
@@ -104,18 +121,23 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
     codes = dict(zip(grammar.slots, np.array(rows, np.int64).T, strict=True))
     slot_tv: dict[str, float] = {}
     slot_floor: list[float] = []
+    slot_coverage: list[float] = []
     for slot in grammar.slots:
         probs = np.array(list(grammar.marginal(slot).values()))
         slot_tv[slot] = _tv(codes[slot], probs)
         slot_floor.append(tv_floor(probs, len(rows)))
+        slot_coverage.append(_coverage(codes[slot], probs))
     pair_tv: list[float] = []
     pair_floor: list[float] = []
+    pair_coverage: list[float] = []
     for a, b in pairs(grammar):
         joint = np.zeros((len(values[a]), len(values[b])))
         for (x, y), p in grammar.pair_marginal(a, b).items():
             joint[values[a][x], values[b][y]] = p
         # impossible pairs keep their place in the table: telling them is part of the distance
-        pair_tv.append(_tv(codes[a] * joint.shape[1] + codes[b], joint.ravel()))
+        told = codes[a] * joint.shape[1] + codes[b]
+        pair_tv.append(_tv(told, joint.ravel()))
+        pair_coverage.append(_coverage(told, joint.ravel()))
         pair_floor.append(tv_floor(joint, len(rows)))
     measured = (
         _mean(list(slot_tv.values())),
@@ -125,7 +147,8 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
         max(pair_tv, default=None),
         _mean(pair_floor),
     )
-    return report | {"slot_tv_by_slot": slot_tv} | dict(zip(names, measured, strict=True))
+    report |= {"slot_tv_by_slot": slot_tv} | dict(zip(names, measured, strict=True))
+    return report | {"slot_coverage": _mean(slot_coverage), "pair_coverage": _mean(pair_coverage)}
 
 
 def _mean(numbers: Sequence[float]) -> float | None:

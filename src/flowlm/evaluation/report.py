@@ -1,4 +1,4 @@
-"""Showing rows: JSON for machines, tables for terminals and Markdown, a plot, and one self-contained page.
+"""Showing rows: JSON for machines, tables for terminals and Markdown, and one self-contained page.
 
 Tables round, JSON keeps what was measured. What all rows share (seed, type, commit, law) stands once, under
 the table.
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,7 +32,6 @@ __all__ = [
     "broken_text",
     "html_report",
     "markdown",
-    "plot_validity",
     "table_text",
     "views",
     "write_json",
@@ -59,13 +57,23 @@ _TITLES = {
     "pair_tv": "pair TV",
     "pair_tv_max": "pair TV max",
     "pair_tv_floor": "pair TV floor",
+    "perplexity_at_data_entropy": "perplexity at data entropy",
+    "ngram_perplexity": "n-gram perplexity",
+    "ngram_perplexity_at_data_entropy": "n-gram perplexity at data entropy",
+    "frechet": "Fréchet",
+    "latency": "seconds for one",
+    "cut": "texts cut",
     "tokens_per_second": "tokens/s",
 }
-_SHARES = {"valid", "parsed", "unique", "known", "copied"}
-_BY_LAW = {"valid", "broken", "nll_per_token", "slot_tv", "pair_tv", "law"}
-_BY_TEXT = {"perplexity", "known", "self_bleu", "copied", "longest_copy", "scorer"}
+_SHARES = {"valid", "parsed", "unique", "known", "copied", "slot_coverage", "pair_coverage"}
+_BY_LAW = {"valid", "broken", "nll_per_token", "slot_tv", "pair_tv", "pair_coverage", "law"}
+_RANK = "perplexity_at_data_entropy"
+_BY_TEXT = {
+    *("perplexity", _RANK, "frechet", "known", "self_bleu", "copied", "longest_copy", "scorer", "cut"),
+    "frontier",
+}
 _HASHES = {"law", "tokenizer"}
-_CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law", "scorer")
+_CIRCUMSTANCES = ("num", "seed", "dtype", "commit", "law", "scorer", "cut")
 _HASH_DIGITS = 8
 
 
@@ -140,13 +148,34 @@ def _number(key: str, value: float) -> str:
         return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
     if isinstance(value, int):
         return str(value)
-    if key == "seconds":
+    if key in ("seconds", "latency"):
         return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-    if key in ("mean_length", "longest_copy", "perplexity"):
+    if key in ("mean_length", "longest_copy") or "perplexity" in key:
         return f"{value:.1f}"
     if key in _TITLES or key.endswith("entropy"):
         return f"{value:.3f}"
     return f"{value:.4g}"
+
+
+def _shown(row: Row, key: str, narrow: bool) -> str:
+    """The cell of a row; where there is room, with its interval: 37.2 (36.1–38.4)."""
+    frontier = row.get("frontier")
+    if key == _RANK and frontier:
+        if row.get(key) is None:
+            return "not reached"
+        knob = "" if narrow else f" ({frontier['knob']})"
+        return f"{_cell(key, row[key])}{knob}"
+    cell = _cell(key, row.get(key))
+    ends = (row.get("intervals") or {}).get(key)
+    if narrow or not ends or cell == MISSING:
+        return cell
+    low, high = (_number(key, end) for end in ends)
+    return f"{cell} ({low.removesuffix(' %')}–{high})"
+
+
+def _ranked(rows: Sequence[Row]) -> Sequence[Row]:
+    """By perplexity at the data's entropy, where any row has one; the others after them, as they stand."""
+    return sorted(rows, key=lambda row: math.inf if row.get(_RANK) is None else row[_RANK])
 
 
 def _title(key: str) -> str:
@@ -155,11 +184,15 @@ def _title(key: str) -> str:
 
 def _known(row: Row, key: str) -> bool:
     value = row.get(key)
+    if key == _RANK and row.get("frontier"):
+        return True  # that no curve reaches it is known too
     return value is not None and value != "" and not (key in _CIRCUMSTANCES and value == UNKNOWN)
 
 
 def _is_numeric(rows: Sequence[Row], key: str) -> bool:
     values = [row[key] for row in rows if _known(row, key)]
+    if key == _RANK:
+        return True
     return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
 
@@ -180,11 +213,17 @@ def _layout(
         )
     if "model" not in keys or "nfe" not in keys:  # not rows of an evaluation: all they have
         return keys, ""
-    shown = [key for key in ROW if any(_known(row, key) for row in rows)]
+    shown = [key for key in ROW if key != "intervals" and any(_known(row, key) for row in rows)]
     if narrow:
-        spare = {"seconds", "distinct_2"} if {"valid", "perplexity"} & {*shown} else {"seconds"}
+        spare = {"seconds", "latency"}
+        if {"valid", "perplexity"} & {*shown}:
+            spare |= {"distinct_2", "tokens_per_second"}
+        if "pair_coverage" in shown:
+            spare |= {"unique"}  # which sees less of the same
         if "perplexity" in shown:
-            spare |= {"tokens_per_second", "unique"}
+            # each of these takes the room of one of the others
+            both = [key for key in ("frechet", _RANK) if key in shown]
+            spare |= {"unique", *("longest_copy", "copied")[: len(both)]}
         shown = [key for key in shown if key not in spare]
     notes: list[str] = []
     # Sampler options change what a row means: shown wherever one is not the default.
@@ -198,8 +237,8 @@ def _layout(
     return shown, " · ".join(notes)
 
 
-def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[str]]:
-    return [[_cell(key, row.get(key)) for key in columns] for row in rows]
+def _cells(rows: Sequence[Row], columns: Sequence[str], narrow: bool = False) -> list[list[str]]:
+    return [[_shown(row, key, narrow) for key in columns] for row in rows]
 
 
 # ----------------------------------------------------------------------------------------------------- tables
@@ -228,6 +267,7 @@ def table_text(
     from rich.table import Table as RichTable
     from rich.text import Text as RichText
 
+    rows = _ranked(rows)
     # Text objects, since a plain string would be read as markup and "[EOS]" as a tag
     shown, note = _layout(rows, columns, narrow=True)
     table = RichTable(
@@ -246,7 +286,7 @@ def table_text(
             overflow="fold",
             min_width=12 if key == "broken" else None,
         )
-    for cells in _cells(rows, shown):
+    for cells in _cells(rows, shown, narrow=True):
         table.add_row(*map(RichText, cells))
     return table
 
@@ -261,6 +301,7 @@ def markdown(rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> st
     """A table in Markdown, by default of all keys of `ROW` that any row knows; "" for no rows."""
     if not rows:
         return ""
+    rows = _ranked(rows)
     shown, note = _layout(rows, columns)
     lines = [
         [_escape_markdown(_title(key)) for key in shown],
@@ -269,115 +310,6 @@ def markdown(rows: Sequence[Row], *, columns: Sequence[str] | None = None) -> st
     ]
     text = "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
     return f"{text}\n{_escape_markdown(note)}\n" if note else text
-
-
-# ------------------------------------------------------------------------------------------------------- plot
-
-# told apart with any colour vision, and in grey by their marks (Okabe and Ito, yellow left out)
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
-_MARKS = ("o", "s", "^", "D", "v", "P", "X")
-_INK, _FAINT = "#222222", "#8a8a8a"
-
-
-def _interval(share: float, num: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share: it stays in [0, 1] and has a width at 0 and 1 too."""
-    z = 1.96
-    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
-    half = z * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num)) / (1 + z * z / num)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))  # rounding aside
-
-
-def _points(rows: Iterable[Row], key: str) -> list[Row]:
-    """Rows that have both a step count and a value, by step count."""
-    return sorted(
-        (row for row in rows if row.get("nfe") and row.get(key) is not None), key=lambda r: r["nfe"]
-    )
-
-
-def plot_validity(
-    rows_by_model: Mapping[str, Sequence[Row]], path_png: PathLike, law: Row | None = None
-) -> None:
-    """Validity (with its 95 % interval) and distance of slots against network calls, as PNG.
-
-    `law` (see `metrics.law_row`; take as many samples as the models', since the distance falls with their
-    number) is drawn as the line that a perfect model reaches. ValueError: no row has a validity and a step
-    count; ImportError: matplotlib is missing.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "flowlm[plot]"') from error
-
-    valid = {model: points for model, rows in rows_by_model.items() if (points := _points(rows, "valid"))}
-    if not valid:
-        raise ValueError("no row has both 'valid' and 'nfe' >= 1: evaluate samples with their grammar first")
-    far = {model: points for model, rows in rows_by_model.items() if (points := _points(rows, "slot_tv"))}
-    styles = {
-        model: {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKS[i % len(_MARKS)]}
-        for i, model in enumerate(rows_by_model)
-    }
-
-    # a figure with its own canvas: pyplot would keep global state and choose a back end
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    figure = Figure(figsize=(9.6, 4.3), dpi=160, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    handles: dict[str, Any] = {}
-    for model, points in valid.items():
-        x = [row["nfe"] for row in points]
-        y = [float(row["valid"]) for row in points]
-        (handles[model],) = left.plot(x, y, lw=2, ms=6, mec="white", mew=0.8, zorder=3, **styles[model])
-        if all(row.get("num") for row in points):
-            low, high = zip(*(_interval(share, row["num"]) for share, row in zip(y, points)), strict=True)
-            left.fill_between(x, low, high, color=styles[model]["color"], alpha=0.15, lw=0, zorder=2)
-    for model, points in far.items():
-        x = [row["nfe"] for row in points]
-        y = [float(row["slot_tv"]) for row in points]
-        (line,) = right.plot(x, y, lw=2, ms=6, mec="white", mew=0.8, zorder=3, **styles[model])
-        handles.setdefault(model, line)
-    for axes, key in ((left, "valid"), (right, "slot_tv")):
-        if law is not None and law.get(key) is not None:
-            handles["exact samples of the law"] = axes.axhline(
-                law[key], color=_INK, lw=1.2, ls="--", zorder=1
-            )
-
-    steps = [row["nfe"] for points in (*valid.values(), *far.values()) for row in points]
-    low_power, high_power = math.floor(math.log2(min(steps))), math.ceil(math.log2(max(steps)))
-    stride = max(1, math.ceil((high_power - low_power) / 10))
-    for axes in (left, right):
-        axes.set_xscale("log", base=2)
-        axes.set_xlim(2 ** (low_power - 0.25), 2 ** (high_power + 0.25))
-        axes.xaxis.set_major_locator(FixedLocator([2**k for k in range(low_power, high_power + 1, stride)]))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("network calls per sample", color=_INK)
-        axes.grid(axis="y", color="#e4e4e4", lw=0.8, zorder=0)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(_FAINT)
-        axes.tick_params(colors=_FAINT, labelcolor=_INK, length=3)
-    heading: dict[str, Any] = {"loc": "left", "color": _INK, "fontweight": "bold", "fontsize": 11, "pad": 10}
-    left.set_title("Valid samples", **heading)
-    left.set_ylim(-0.02, 1.03)
-    left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    right.set_title("Slots: total variation from the law", **heading)
-    right.set_ylim(bottom=0)
-    if not far:
-        right.text(0.5, 0.5, "no sample could be read", transform=right.transAxes, ha="center", color=_FAINT)
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=min(len(handles), 4),
-        frameon=False,
-        labelcolor=_INK,
-    )
-
-    image = io.BytesIO()
-    figure.savefig(image, format="png", metadata={"Software": None})
-    write_data(path_png, image.getvalue())
 
 
 # ------------------------------------------------------------------------------------------------------- page
@@ -491,8 +423,9 @@ def _text_html(section: Text) -> str:
 
 
 def _table_html(section: Table) -> str:
-    shown, note = _layout(section.rows, section.columns)
-    numeric = {key for key in shown if _is_numeric(section.rows, key)}
+    rows = _ranked(section.rows)
+    shown, note = _layout(rows, section.columns)
+    numeric = {key for key in shown if _is_numeric(rows, key)}
 
     def cell(row: Row, key: str) -> str:
         kinds = []
@@ -507,14 +440,14 @@ def _table_html(section: Table) -> str:
             kinds.append("share")
             style = f' style="--part: {100 * float(row[key]):.1f}%"'
         names = f' class="{" ".join(kinds)}"' if kinds else ""
-        return f"<td{names}{style}>{html.escape(_cell(key, row.get(key)))}</td>"
+        return f"<td{names}{style}>{html.escape(_shown(row, key, narrow=False))}</td>"
 
     def title(key: str) -> str:
         names = ' class="number"' if key in numeric else ""
         return f'<th scope="col"{names}>{html.escape(_title(key))}</th>'
 
     head = "<tr>" + "".join(map(title, shown)) + "</tr>"
-    body = "\n".join("<tr>" + "".join(cell(row, key) for key in shown) + "</tr>" for row in section.rows)
+    body = "\n".join("<tr>" + "".join(cell(row, key) for key in shown) + "</tr>" for row in rows)
     table = f"<table>\n<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     return f'<div class="wide">{table}</div>\n{_note(section.caption)}{_note(note)}'
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flowlm import files
 from flowlm.config import read_toml
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_dtype
+from flowlm.evaluation.diversity import unigram_entropy
+from flowlm.evaluation.frontier import best, settings
 from flowlm.evaluation.judge import TextJudge
-from flowlm.evaluation.metrics import samples_row
+from flowlm.evaluation.metrics import law_row, merged, passage, samples_row, words
+from flowlm.evaluation.plots import plot_frontier
 from flowlm.evaluation.report import markdown, views, write_json
 from flowlm.evaluation.samples import (
     DEFAULT_SAMPLER,
@@ -24,10 +32,16 @@ from flowlm.evaluation.samples import (
     read_samples,
     write_samples,
 )
-from flowlm.evaluation.scorers import Scorer, scored
+from flowlm.evaluation.scorers import Scorer, distance, feature_texts, score_texts, scored
+from flowlm.families import Family
 from flowlm.model import FlowLM, describe_data
-from flowlm.progress import Progress
+from flowlm.progress import Part, Progress
 from flowlm.trained_on import corpus_of
+
+FEW = 100
+"""Samples below which it is said that they are few."""
+Features = NDArray[np.float64]
+REPORT, CARD, PICTURE = "report.json", "README.md", "frontier.png"
 
 
 def write_run_samples(
@@ -40,6 +54,7 @@ def write_run_samples(
     seed: int = 0,
     dtype: str = "auto",
     tick: Callable[[int], None] | None = None,
+    timed: bool = False,
     **sampler: Any,
 ) -> None:
     """Generate num passages and write them as a sample file.
@@ -49,6 +64,7 @@ def write_run_samples(
         run: its directory, named in the header.
         path: the file.
         tick: called with the number of passages done.
+        timed: also take the seconds of one passage by itself, ``latency`` of the header's extra.
         sampler: options of the family's sampler.
     """
     start = time.perf_counter()
@@ -59,25 +75,42 @@ def write_run_samples(
         if tick is not None:
             tick(len(records))
     seconds = time.perf_counter() - start
+    header = _header(model, run, steps, seed, dtype, sampler)
+    extra = {"latency": _latency(model, steps, seed, dtype, sampler)} if timed else {}
+    header = dataclasses.replace(header, seconds=round(seconds, 3), extra=header.extra | extra)
+    write_samples(path, header, records)
+
+
+def _latency(model: FlowLM, steps: int, seed: int, dtype: str, sampler: Mapping[str, Any]) -> float:
+    """Seconds for one passage by itself: the median of five, after one that is not timed."""
+    taken = []
+    for i in range(6):
+        start = time.perf_counter()
+        model.generate(1, steps, seed=seed, first=i, dtype=dtype, **sampler)
+        taken.append(time.perf_counter() - start)
+    return round(statistics.median(taken[1:]), 6)
+
+
+def _header(
+    model: FlowLM, run: Path, steps: int, seed: int, dtype: str, sampler: Mapping[str, Any]
+) -> Header:
+    """Of samples that are made now."""
     used, _ = resolve_dtype(dtype, model.embedding.device)
-    options = model.family.check_options(sampler)
-    header = Header(
+    return Header(
         model=model.family.label,
         recipe=_recipe(run),
         nfe=steps,
-        sampler=options,
+        sampler=model.family.check_options(sampler),
         seed=seed,
         dtype=str(used)[6:],
         commit=current_commit(),
         tokenizer=model.tokenizer.sha256,
-        seconds=round(seconds, 3),
         extra={
             "corpus": model.data.get("corpus", ""),
             "law": model.data.get("law_sha256"),
             "weights": _weights(model.source),
         },
     )
-    write_samples(path, header, records)
 
 
 def _recipe(run: Path) -> str:
@@ -99,6 +132,7 @@ def score_file(
     grammar: Grammar | None = None,
     judge: TextJudge | None = None,
     scorer: Scorer | None = None,
+    reference: Features | None = None,
     say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """The row of one sample file; against the grammar's law when the file names it or a grammar is given.
@@ -106,8 +140,30 @@ def score_file(
     Args:
         judge: by a training text; its perplexity gives way to that of a scorer.
         scorer: a causal model.
+        reference: its features of the passages whose distance is taken.
+        say: told what makes the numbers weak: few texts, empty ones, cut ones.
+
+    Raises:
+        ValueError: no sample file, one of another law, or one whose texts are all empty.
     """
     header, records = read_samples(path)
+    if records and not any(passage(record.text) for record in records):
+        raise ValueError(
+            f"{path}: all {len(records):,} texts are empty: there is nothing to measure; look at what wrote them"
+        )
+    return _score(path, header, records, grammar, judge, scorer, reference, say)
+
+
+def _score(
+    path: Path,
+    header: Header,
+    records: Sequence[Record],
+    grammar: Grammar | None,
+    judge: TextJudge | None,
+    scorer: Scorer | None,
+    reference: Features | None,
+    say: Callable[[str], None] | None,
+) -> dict[str, Any]:
     law = header.extra.get("law")
     if grammar is None and law:
         grammar = Grammar()
@@ -117,10 +173,31 @@ def score_file(
                 "score it with the version of flowlm that wrote it"
             )
     texts = [record.text for record in records]
+    if say is not None:
+        for warning in _warnings(texts):
+            say(f"{path.name}: {warning}")
     more = judge.measure(texts) if judge is not None else {}
     if scorer is not None:
-        more |= scored(scorer, texts, say)
+        more = merged(more, scored(scorer, texts, say))
+        if reference is not None:
+            more |= distance(scorer, texts, reference)
     return samples_row(header, records, grammar, more)
+
+
+def _warnings(texts: Sequence[str]) -> list[str]:
+    """What makes the numbers of texts weak."""
+    found = []
+    if len(texts) < FEW:
+        found.append(
+            f"{len(texts)} samples are few, and what they say is loose: take {FEW} at least, better 1,000"
+        )
+    empty = sum(not passage(text) for text in texts)
+    if empty:
+        found.append(
+            f"{empty:,} of {len(texts):,} texts are empty: they count as passages with nothing in them, and lower the "
+            "entropy"
+        )
+    return found
 
 
 def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge | None:
@@ -139,6 +216,22 @@ def _sample_path(folder: Path, steps: int, seed: int, sampler: Mapping[str, Any]
     return folder / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
 
 
+def _is_written(path: Path, like: Header, num: int, timed: bool) -> bool:
+    """Whether a sample file of the same weights and settings is there already, with its latency if that is asked."""
+    try:
+        header, records = read_samples(path)
+    except (OSError, ValueError):
+        return False
+    same = ("model", "nfe", "sampler", "seed", "dtype", "tokenizer")
+    return (
+        len(records) == num
+        and ("latency" in header.extra or not timed)
+        and all(getattr(header, name) == getattr(like, name) for name in same)
+        and header.extra.get("weights") is not None
+        and header.extra.get("weights") == like.extra["weights"]
+    )
+
+
 def evaluate_run(
     run: Path,
     steps: Sequence[int],
@@ -149,8 +242,11 @@ def evaluate_run(
     dtype: str = "auto",
     folder: Path | None = None,
     by_text: bool | None = None,
+    judge: TextJudge | None = None,
     scorer: Scorer | None = None,
+    frontier: bool = False,
     say: Callable[[str], None] | None = None,
+    part: Part | None = None,
     **sampler: Any,
 ) -> list[dict[str, Any]]:
     """One row per step count: generates sample files, nfe-*.jsonl, and scores them.
@@ -158,34 +254,173 @@ def evaluate_run(
     Where they are judged by the training text, rows of held-out passages and of an n-gram model's samples follow.
 
     Args:
-        by_text: judge by the training text (perplexity, copies, …); None: where there is no law to judge by.
-        scorer: whose perplexity takes the place of the n-gram model's.
+        by_text: judge by the training text (perplexity, copies, …); None: where there is no law to judge by, and for
+            a frontier.
+        judge: by that text, made before, for many runs on it.
+        scorer: whose perplexity takes the place of the n-gram model's, and whose features the Fréchet distance.
         folder: of the sample files; `run`/samples when None.
+        frontier: turn each knob of the family's sampler by itself and add ``frontier`` (the curves) and
+            ``perplexity_at_data_entropy``. Sample files of the same weights and settings are then read and not
+            written again, so that what was interrupted goes on.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
+        part: of a longer job's bar, in place of a bar of its own.
+
+    Raises:
+        ValueError: no run, options its sampler does not have, or a frontier without the text of the run.
     """
     model = FlowLM.from_pretrained(run, device=device)
+    folder = folder or run / "samples"
     lawful = model.data.get("corpus") == "grammar"
-    judge = judge_of(run, model, say or (lambda line: None)) if by_text or not lawful else None
-    sampler = model.family.check_options(sampler)
+    if by_text is None:
+        by_text = frontier or not lawful
+    if judge is None and by_text:
+        judge = judge_of(run, model, say or (lambda line: None))
+    if frontier and judge is None:
+        raise ValueError(
+            f"a frontier is measured at the entropy of held-out text, and that of {run} is not there: bring the text "
+            "back, or export the run with --text"
+        )
+    options = model.family.check_options(sampler)
     # An autoregressive model takes as many calls as there are tokens, whatever is asked for.
     steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
+    curves = {k: _curves(model.family, k, options) if frontier else {} for k in steps}
+    asked = [(k, options) for k in steps]
+    asked += [(k, options | {knob: v}) for k in steps for knob, values in curves[k].items() for v in values]
+    files_of = {_sample_path(folder, k, seed, own): (k, own) for k, own in asked}
+    _write_all(
+        model, run, files_of, num, len(steps), seed=seed, dtype=dtype, reuse=frontier, say=say, part=part
+    )
+
+    reference = None
+    if scorer is not None:
+        texts = judge.halves(num, seed + 1)[1] if judge is not None else []
+        if judge is None and lawful:
+            texts = Grammar().sample(num, seed + 2)
+        reference = feature_texts(scorer, [passage(text) for text in texts]) if texts else None
     rows = []
-    shown = contextlib.nullcontext() if say is None else Progress(num * sum(steps), 0, 0, say, label="calls")
+    for k in steps:
+        path = _sample_path(folder, k, seed, options)
+        rows.append(_score(path, *read_samples(path), None, judge, scorer, reference, say))
+    if judge is None:
+        return rows
+    references = judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer, reference)
+    if frontier:
+        held_out = references[0]
+        # by definition
+        held_out |= {f"{name}_at_data_entropy": held_out[name] for name in _JUDGED}
+        for k, row in zip(steps, rows, strict=True):
+            points = {
+                knob: [
+                    _point(_sample_path(folder, k, seed, options | {knob: v}), v, judge, scorer)
+                    for v in values
+                ]
+                for knob, values in curves[k].items()
+            }
+            row |= _frontier(points, held_out["entropy"])
+    return rows + references
+
+
+def law_reference(row: Mapping[str, Any], seed: int, scorer: Scorer | None = None) -> dict[str, Any]:
+    """The row of as many exact samples of the law as stand behind a row of `evaluate_run` with this seed; with a
+    scorer, under it, and where that row has a distance, at theirs from as many others."""
+    law = Grammar()
+    ours = law_row(law, row["num"], seed + 1)
+    if scorer is None:
+        return ours
+    texts = law.sample(row["num"], seed + 1)
+    ours = merged(ours, scored(scorer, texts))
+    if row["frechet"] is not None:
+        ours |= distance(scorer, texts, feature_texts(scorer, law.sample(row["num"], seed + 2)))
+    return ours
+
+
+def _write_all(
+    model: FlowLM,
+    run: Path,
+    files_of: Mapping[Path, tuple[int, dict[str, Any]]],
+    num: int,
+    timed: int,
+    *,
+    seed: int,
+    dtype: str,
+    reuse: bool,
+    say: Callable[[str], None] | None,
+    part: Part | None,
+) -> None:
+    """Write sample files, of the first `timed` with their latency; those that are there already not, if reused."""
+    missing = []
+    plain = _header(model, run, 0, seed, dtype, {})
+    for i, (path, (k, own)) in enumerate(files_of.items()):
+        like = dataclasses.replace(plain, nfe=k, sampler=own)
+        with_latency = i < timed
+        if not (reuse and _is_written(path, like, num, with_latency)):
+            missing.append((path, k, own, with_latency))
+    if reuse and say is not None:
+        say(f"{len(files_of)} settings of the sampler, {len(files_of) - len(missing)} of them sampled before")
+    calls = num * sum(k for _, k, _, _ in missing)
+    shown: contextlib.AbstractContextManager[Progress | Part | None] = contextlib.nullcontext()
+    if part is not None and calls:
+        shown = part.of(calls)
+    elif say is not None and calls:
+        shown = Progress(calls, 0, 0, say, label="calls")
     with shown as progress:
         before = 0
-        for k in steps:
-            path = _sample_path(folder or run / "samples", k, seed, sampler)
+        for path, k, own, with_latency in missing:
 
             def tick(done: int, k: int = k, before: int = before) -> None:
                 if progress is not None:
                     progress.advance(before + k * done)
 
-            write_run_samples(model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, **sampler)
+            try:
+                write_run_samples(
+                    model, run, path, num, k, seed=seed, dtype=dtype, tick=tick, timed=with_latency, **own
+                )
+            except KeyboardInterrupt:
+                if say is not None:
+                    goes_on = "; the same command goes on from there" if reuse else ""
+                    say(f"interrupted: sample files that are whole are kept in {path.parent}{goes_on}")
+                raise
             before += k * num
-            rows.append(score_file(path, judge=judge, scorer=scorer, say=say))
-    if judge is None:
-        return rows
-    return rows + judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer)
+
+
+def _curves(family: Family, steps: int, options: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Where each knob of a family's sweep is set."""
+    return {
+        knob: settings(options[knob], values)
+        for knob, values in family.sweep.items()
+        if family.matters(knob, steps, options)
+    }
+
+
+#: Perplexities of a frontier: the scorer's, and the n-gram model's beside it.
+_JUDGED = ("perplexity", "ngram_perplexity")
+
+
+def _point(path: Path, value: Any, judge: TextJudge, scorer: Scorer | None) -> dict[str, Any]:
+    texts = [passage(record.text) for record in read_samples(path)[1]]
+    by_words = judge.scores(texts).perplexity
+    return {
+        "value": value,
+        "entropy": unigram_entropy([words(text) for text in texts]),
+        "perplexity": by_words if scorer is None else score_texts(scorer, texts).perplexity,
+        "ngram_perplexity": by_words,
+    }
+
+
+def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) -> dict[str, Any]:
+    """Of a row: its curves, and where the best of them passes the entropy of the data."""
+    # a setting whose texts the scorer could not judge at all is no point
+    known = {knob: [p for p in curve if p["perplexity"] is not None] for knob, curve in points.items()}
+    found = {
+        name: best({k: [(p["entropy"], p[name]) for p in c] for k, c in known.items()}, entropy)
+        for name in _JUDGED
+    }
+    values = {f"{name}_at_data_entropy": None if at is None else at[1] for name, at in found.items()}
+    at = found["perplexity"]
+    return {
+        **values,
+        "frontier": {"entropy": entropy, "knob": None if at is None else at[0], "curves": known},
+    }
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:
@@ -204,6 +439,26 @@ def shown_samples(rows: Sequence[Mapping[str, Any]], folder: Path, shown: int = 
     return {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in paths.items()}
 
 
+def check_report(folder: Path, command: str, force: bool = False) -> None:
+    """Refuse a folder for a report that holds something else than a former report of the same command.
+
+    ValueError: it does, and is not forced.
+    """
+    if force or not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose a folder for the report with --report")
+    found = {path.name for path in folder.iterdir()}
+    former = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        former = json.loads((folder / REPORT).read_text(encoding="utf-8")).get("command")
+    if found and (former != command or found - {REPORT, CARD, PICTURE}):
+        what = f"the report of `{former}`" if former not in (None, command) else "files that are no report"
+        raise ValueError(
+            f"{folder} already holds {what}: choose another folder with --report, or write into it with --force"
+        )
+
+
 def write_report(
     folder: Path,
     run: Path,
@@ -215,7 +470,7 @@ def write_report(
     """A folder that says how good a run is: report.json and README.md, with samples at each step count.
 
     Args:
-        folder: made when missing; its two files are replaced.
+        folder: made when missing; its files are replaced.
         run: the run that `evaluate_run` measured.
         rows: its rows.
         command: what to type to get this again.
@@ -234,9 +489,13 @@ def write_report(
         "rows": list(rows),
         "samples": samples,
     }
-    write_json(folder / "report.json", report)
+    write_json(folder / REPORT, report)
     text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}."]
     text += [markdown(view).rstrip() for view in views(rows)]
+    if any(row.get("frontier") for row in rows):
+        plot_frontier(rows, folder / PICTURE)
+        text.append(f"![Perplexity against entropy, a line for each knob of the sampler]({PICTURE})")
+    text.append("In brackets: 95 % intervals over the samples.")
     text.append(
         f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
         f"{data.get('train')} training rows, V = {data.get('vocab_size')}, L = {data.get('length')}."
@@ -245,4 +504,4 @@ def write_report(
     for k, texts in samples.items():
         text.append(f"## {k} network call{'s' if k > 1 else ''}")
         text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(texts, 1)))
-    files.write_data(folder / "README.md", "\n\n".join(text) + "\n")
+    files.write_data(folder / CARD, "\n\n".join(text) + "\n")

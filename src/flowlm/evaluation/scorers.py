@@ -9,24 +9,38 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flowlm import files
 from flowlm.data.corpora import cache_folder
 from flowlm.data.tokens import UNK
 from flowlm.device import precision, resolve_device, resolve_dtype
+from flowlm.evaluation.bootstrap import ratio_interval
+from flowlm.evaluation.frechet import frechet_distance
 from flowlm.evaluation.metrics import passage
 from flowlm.model import FlowLM
 from flowlm.progress import Progress
 
-__all__ = ["ARScorer", "HFScorer", "Scorer", "Scores", "open_scorer", "score_texts", "scored"]
+__all__ = [
+    "ARScorer",
+    "HFScorer",
+    "Scorer",
+    "Scores",
+    "distance",
+    "feature_texts",
+    "open_scorer",
+    "score_texts",
+    "scored",
+]
 
 BATCH = 32
 
@@ -39,11 +53,18 @@ class Scores:
     """-log p of the tokens that were judged."""
     tokens: tuple[int, ...]
     """How many these are; 0 for a text too short to judge."""
+    cut: int = 0
+    """Texts that were longer than what is read of one."""
 
     @property
     def perplexity(self) -> float | None:
         """exp of the mean nats a token, over all tokens of all texts; None where there are none."""
         return math.exp(sum(self.nats) / count) if (count := sum(self.tokens)) else None
+
+    @property
+    def interval(self) -> list[float] | None:
+        """95 % bootstrap interval of the perplexity."""
+        return ratio_interval(self.nats, self.tokens, math.exp)
 
 
 class Scorer(Protocol):
@@ -55,6 +76,10 @@ class Scorer(Protocol):
 
     def judge(self, texts: Sequence[str]) -> Scores:
         """At most `BATCH` texts."""
+
+    def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """(texts, d) of at most `BATCH` texts: the mean over the judged tokens of the last hidden state before the
+        head, from which each is predicted; 0 for a text too short to judge."""
 
 
 class ARScorer:
@@ -88,10 +113,8 @@ class ARScorer:
     def name(self) -> str:
         return self._name
 
-    @torch.no_grad()
-    def judge(self, texts: Sequence[str]) -> Scores:
-        from flowlm.discrete import ar
-
+    def _rows(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+        """Tokens (B, L) with their ends, padded; (B,) how many they are; how many texts were cut."""
         tokenizer, length = self._model.tokenizer, self._model.length
         # A model that writes filling inside a passage shows it: to the scorer it is that token, and unlikely there.
         filling = tokenizer.token(tokenizer.pad_id)
@@ -103,18 +126,36 @@ class ARScorer:
                 f"the scorer cannot read the samples: {error}. Train it on the same text with data.vocab_size or "
                 f"data.tokenizer = 'bpe', so that it knows {UNK} or bytes"
             ) from None
-        rows = []
+        rows, cut = [], 0
         for own in parts:
             ids = next(encoded)
             for _ in own[1:]:
                 ids = [*ids, tokenizer.pad_id, *next(encoded)]
+            cut += len(ids) > length  # the end alone may fall outside, as in training
             rows.append([*ids, tokenizer.eos_id][:length])
         counts = torch.tensor([len(row) for row in rows])
         padded = torch.tensor([row + [tokenizer.pad_id] * (length - len(row)) for row in rows])
+        return padded.to(self._device), counts, cut
+
+    @torch.no_grad()
+    def judge(self, texts: Sequence[str]) -> Scores:
+        from flowlm.discrete import ar
+
+        rows, counts, cut = self._rows(texts)
         with precision(self._device, self._dtype):
-            losses = ar.losses(self._model.denoiser, padded.to(self._device)).double().cpu()
-        judged = torch.arange(length) < counts[:, None]
-        return Scores(tuple((losses * judged).sum(1).tolist()), tuple(counts.tolist()))
+            losses = ar.losses(self._model.denoiser, rows).double().cpu()
+        judged = torch.arange(rows.shape[1]) < counts[:, None]
+        return Scores(tuple((losses * judged).sum(1).tolist()), tuple(counts.tolist()), cut)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        from flowlm.discrete import ar
+
+        rows, counts, _ = self._rows(texts)
+        network = self._model.denoiser
+        with precision(self._device, self._dtype):
+            hidden = network(ar.shifted(rows, network.config.vocab_size)).hidden
+        return _means(hidden, counts)
 
 
 class HFScorer:
@@ -163,8 +204,6 @@ class HFScorer:
         self._device = resolve_device(device)
         self._dtype, _ = resolve_dtype(dtype, self._device)
         self._model.to(self._device).eval()
-        self.cut = 0
-        """Texts that were longer than the context, so far."""
         commit = str(getattr(self._model.config, "_commit_hash", None) or revision or "local")[:8]
         self._name = (
             f"{Path(name).name if Path(name).is_dir() else name} {commit}, {str(self._dtype)[6:]}, its tokens after "
@@ -175,33 +214,70 @@ class HFScorer:
     def name(self) -> str:
         return self._name
 
-    @torch.no_grad()
-    def judge(self, texts: Sequence[str]) -> Scores:
+    def _rows(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, int]:
+        """Tokens (B, L), padded to at least two; (B,) how many they are; how many texts were cut."""
         ids = [self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        self.cut += sum(len(own) > self._context for own in ids)
+        cut = sum(len(own) > self._context for own in ids)
         ids = [own[: self._context] for own in ids]
-        longest = max(map(len, ids))
-        if longest < 2:
-            return Scores((0.0,) * len(ids), (0,) * len(ids))
+        longest = max(2, *map(len, ids))
         # Padding comes after a text, where a causal model does not see it.
         rows = torch.tensor([own + [0] * (longest - len(own)) for own in ids], device=self._device)
-        mask = (
-            torch.arange(longest, device=self._device)
-            < torch.tensor([len(own) for own in ids], device=self._device)[:, None]
-        )
+        return rows, torch.tensor([len(own) for own in ids]), cut
+
+    def _read(self, rows: Tensor, counts: Tensor, **options: bool) -> Any:
+        # Of an empty text one token is read too, and nothing made of it: a row without any is not a number.
+        mask = torch.arange(rows.shape[1]) < counts.clamp_min(1)[:, None]
         with precision(self._device, self._dtype):
-            logits: Tensor = self._model(input_ids=rows, attention_mask=mask.long()).logits
+            return self._model(input_ids=rows, attention_mask=mask.long().to(self._device), **options)
+
+    @torch.no_grad()
+    def judge(self, texts: Sequence[str]) -> Scores:
+        rows, counts, cut = self._rows(texts)
+        judged = (counts - 1).clamp_min(0)
+        logits: Tensor = self._read(rows, counts).logits
         losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), rows[:, 1:], reduction="none")
-        nats = (losses.double() * mask[:, 1:]).sum(1)
-        return Scores(tuple(nats.tolist()), tuple(max(len(own) - 1, 0) for own in ids))
+        kept = torch.arange(rows.shape[1] - 1) < judged[:, None]
+        nats = (losses.double().cpu() * kept).sum(1)
+        return Scores(tuple(nats.tolist()), tuple(judged.tolist()), cut)
+
+    @torch.no_grad()
+    def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        rows, counts, _ = self._rows(texts)
+        hidden: Tensor = self._read(rows, counts, output_hidden_states=True).hidden_states[-1]
+        return _means(hidden[:, :-1], (counts - 1).clamp_min(0))
+
+
+def _means(hidden: Tensor, counts: Tensor) -> NDArray[np.float64]:
+    """The mean of the first `counts` (B,) states of each row of hidden (B, L, d), in float64; 0 of none."""
+    states = hidden.detach().cpu().double()
+    judged = (torch.arange(states.shape[1]) < counts[:, None])[..., None]
+    means: NDArray[np.float64] = (states.where(judged, 0.0).sum(1) / counts.clamp_min(1)[:, None]).numpy()
+    return means
 
 
 def scored(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None] | None = None) -> dict[str, Any]:
-    """``perplexity`` and ``scorer`` of a row: passages up to their end."""
+    """``perplexity`` with its interval, ``scorer`` and ``cut`` of a row: passages up to their end."""
+    scores = score_texts(scorer, [passage(text) for text in texts], say)
+    if scores.cut and say is not None:
+        say(
+            f"{scores.cut:,} of {len(texts):,} texts are longer than the scorer reads, and were cut: {scorer.name}"
+        )
     return {
-        "perplexity": score_texts(scorer, [passage(text) for text in texts], say).perplexity,
+        "perplexity": scores.perplexity,
         "scorer": scorer.name,
+        "cut": scores.cut,
+        "intervals": {"perplexity": scores.interval},
     }
+
+
+def distance(scorer: Scorer, texts: Sequence[str], reference: NDArray[np.float64]) -> dict[str, Any]:
+    """``frechet`` of a row: the distance of passages from a reference (see `feature_texts`), between as many of
+    each, ``frechet_num``, the first ones, since it depends on how many they are; None with fewer than two."""
+    num = min(len(texts), len(reference))
+    if num < 2:
+        return {"frechet": None}
+    own = feature_texts(scorer, [passage(text) for text in texts[:num]])
+    return {"frechet": frechet_distance(own, reference[:num]), "frechet_num": num}
 
 
 def open_scorer(name: str, *, device: str = "auto") -> Scorer:
@@ -213,6 +289,11 @@ def open_scorer(name: str, *, device: str = "auto") -> Scorer:
         ValueError: there is none.
     """
     folder = Path(name)
+    if not folder.exists() and (folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1):
+        raise ValueError(
+            f"there is no scorer at {name}: give a run of objective = 'ar', a folder with a causal model of Hugging "
+            "Face's, or its name on the hub"
+        )
     if folder.is_dir() and (folder / "tokenizer.json").exists() and _is_ours(folder):
         return ARScorer(folder, device=device)
     model, _, revision = name.partition("@")
@@ -237,18 +318,35 @@ def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
         if len(kept["nats"]) == len(kept["tokens"]) == len(texts):
-            return Scores(tuple(kept["nats"]), tuple(kept["tokens"]))
+            return Scores(tuple(kept["nats"]), tuple(kept["tokens"]), kept["cut"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    nats, tokens = [0.0] * len(texts), [0] * len(texts)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    nats, tokens, cut, done = [0.0] * len(texts), [0] * len(texts), 0, 0
     with Progress(len(texts), 0, 0, say or (lambda line: None), label="texts scored", brief=True) as progress:
-        for start in range(0, len(order), BATCH):
-            some = order[start : start + BATCH]
+        for some in _batches(texts):
             found = scorer.judge([texts[i] for i in some])
             for i, value, count in zip(some, found.nats, found.tokens, strict=True):
                 nats[i], tokens[i] = value, count
-            progress.advance(start + len(some))
+            cut += found.cut
+            done += len(some)
+            progress.advance(done)
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"scorer": scorer.name, "nats": nats, "tokens": tokens})
-    return Scores(tuple(nats), tuple(tokens))
+    files.write_json(path, {"scorer": scorer.name, "nats": nats, "tokens": tokens, "cut": cut})
+    return Scores(tuple(nats), tuple(tokens), cut)
+
+
+def feature_texts(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Features (texts, d) of any number of texts, in batches of like length. ValueError: no texts."""
+    if not texts:
+        raise ValueError("texts is empty: there is nothing to read features from; give at least one text")
+    found = {
+        i: row for some in _batches(texts) for i, row in zip(some, scorer.features([texts[i] for i in some]))
+    }
+    return np.stack([found[i] for i in range(len(texts))])
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Numbers of texts, those of like length together."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]

@@ -33,7 +33,7 @@ from flowlm.denoiser import DenoiserConfig
 from flowlm.device import is_out_of_memory, precision, resolve_device, resolve_dtype
 from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
-from flowlm.progress import Progress
+from flowlm.progress import Part, Progress
 from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
@@ -281,8 +281,11 @@ class Trainer:
         Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
         self.say(f"resumed {self.run.path} at step {self.step} of {self.config.train.steps}")
 
-    def train(self) -> TrainResult:
+    def train(self, part: Part | None = None) -> TrainResult:
         """Run to the last step, or to an interruption; either way a checkpoint is saved.
+
+        Args:
+            part: of a longer job's bar, in place of a bar of its own.
 
         Raises:
             TrainingError: a non-finite loss, or out of memory.
@@ -292,7 +295,10 @@ class Trainer:
         metrics = Metrics(self.run.path / "metrics.jsonl")
         started = time.perf_counter()
         tokens_per_step = cfg.batch * self.config.model.length
-        with _interruptible(self), Progress(cfg.steps, self.step, tokens_per_step, self.say) as progress:
+        own = (
+            Progress(cfg.steps, self.step, tokens_per_step, self.say) if part is None else part.of(cfg.steps)
+        )
+        with _interruptible(self), own as progress:
             while self.step < cfg.steps and not self._stop:
                 loss, norm = self._guarded_step()
                 self.step += 1

@@ -1,0 +1,383 @@
+"""Training and judging every model of a comparison, each thing once: what is finished is found again by its hash."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from flowlm import files
+from flowlm.comparison.recipe import Comparison, Entry, identity, resolved
+from flowlm.config import RunConfig, from_dict
+from flowlm.data.corpora import Corpus, load_corpus
+from flowlm.data.grammar import Grammar
+from flowlm.evaluation.judge import TextJudge
+from flowlm.evaluation.metrics import law_row
+from flowlm.evaluation.runs import evaluate_run, held_out_curve, shown_samples
+from flowlm.evaluation.samples import current_commit
+from flowlm.evaluation.scorers import Scorer, open_scorer
+from flowlm.families import family
+from flowlm.progress import Part, Progress
+from flowlm.training.checkpoint import RunDirectory
+from flowlm.training.flops import flops_of_step
+from flowlm.training.loop import Trainer, open_run
+
+__all__ = ["Interrupted", "Job", "Runner"]
+
+TERA = 1e12
+ROWS = "rows"
+
+
+def silent(line: str) -> None:
+    """Of a model within a comparison, the comparison tells what matters."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped it; what is finished is kept, and a training goes on from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of one model."""
+
+    entry: Entry
+    config: RunConfig
+    """But for its teacher."""
+    teacher: Job | None
+    flops: float
+    """Of the whole of it, its teacher's not counted."""
+
+    @property
+    def hash(self) -> str:
+        """Of all that its result depends on."""
+        return identity([resolved(self.config), self.teacher.hash if self.teacher else ""])
+
+    @property
+    def folder(self) -> str:
+        """Name of its run directory."""
+        kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in self.entry.name.lower())
+        return f"{kept}-{self.config.train.seed}-{self.hash}"
+
+
+class Runner:
+    """Works through a comparison.
+
+    Args:
+        comparison: its recipe.
+        out: a folder; made when missing. What the same commit finished there of the same recipe is used; runs, rates
+            and rows lie in out/work/COMMIT.
+        say: where plain messages go.
+
+    Raises:
+        ValueError: the data cannot be read, or a budget is too small for a step.
+    """
+
+    def __init__(self, comparison: Comparison, out: Path, say: Callable[[str], None]):
+        self.comparison, self.out, self.say = comparison, out, say
+        self.commit = current_commit()
+        # Another commit may train and judge otherwise: what it left is not taken for this one's.
+        self.work = out / "work" / self.commit.replace("+", "-")
+        if self.commit.endswith("+dirty"):
+            say(
+                "the package differs from its commit: what is finished will be found again, whatever it is changed to"
+            )
+        self._runs: dict[str, RunConfig] = {e.name: self._plain(e) for e in comparison.entries}
+        self._corpora: dict[str, Corpus] = {}
+        self._judges: dict[int, TextJudge] = {}
+        self._scorer: Scorer | None = None
+        self._flops: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+        """Of each model, the multiple of its learning rates that was chosen."""
+
+    # -- what there is to do -----------------------------------------------------------------------------------
+
+    def _plain(self, entry: Entry) -> RunConfig:
+        values = dict(entry.values)
+        if entry.base:
+            values.pop("model", None)  # made like its teacher
+        return from_dict(RunConfig, values)
+
+    def corpus(self, entry: Entry) -> Corpus:
+        """The data of an entry: read once for all that share it."""
+        config = self._runs[entry.base or entry.name]
+        key = identity([dataclasses.asdict(config.data), config.model.length])
+        if key not in self._corpora:
+            self._corpora[key] = load_corpus(config.data, config.model.length, None, self.say)
+        return self._corpora[key]
+
+    def judge(self, entry: Entry) -> TextJudge | None:
+        """By the training text; None where there is a law to judge by."""
+        corpus = self.corpus(entry)
+        if corpus.meta.get("corpus") == "grammar":
+            return None
+        if id(corpus) not in self._judges:
+            self._judges[id(corpus)] = TextJudge(corpus, self.say)
+        return self._judges[id(corpus)]
+
+    def scorer(self, part: Part | None = None) -> Scorer | None:
+        """Whose perplexity is taken in place of the n-gram model's; trained when it is first asked for."""
+        compare = self.comparison.config
+        if compare.scorer and self._scorer is None:
+            name = compare.scorer
+            device = self._runs[self.comparison.entries[0].name].train.device
+            if name in self._runs:
+                entry = self.comparison.entry(name)
+                budget = compare.scorer_budget or max(compare.budgets)
+                self.say(f"{name}: trained once more, with seed {compare.search_seed}, to judge the others")
+                name = str(self.train(self.job(entry, budget, compare.search_seed, self.rate(entry)), part))
+            self._scorer = open_scorer(name, device=device)
+        return self._scorer
+
+    def flops(self, entry: Entry) -> float:
+        """Of one step of an entry's training, in floating-point operations; counted once, kept in the folder."""
+        config = self._runs[entry.name]
+        base = self.comparison.entry(entry.base) if entry.base else None
+        key = identity([resolved(config), resolved(self._runs[base.name]) if base else ""])
+        path = self.work / "flops" / f"{key}.json"
+        if key not in self._flops and path.exists():
+            self._flops[key] = float(json.loads(path.read_text(encoding="utf-8"))["flops"])
+        if key not in self._flops:
+            self.say(f"{entry.name}: counting the operations of a step")
+            teacher = None
+            if base is not None:
+                # Any weights do: it is counted, not trained.
+                teacher = self._untrained(base)
+                config = dataclasses.replace(config, model=self._runs[base.name].model)
+            self._flops[key] = flops_of_step(config, corpus=self.corpus(entry), teacher=teacher)
+            files.write_json(path, {"model": entry.name, "flops": self._flops[key]})
+        return self._flops[key]
+
+    def _untrained(self, base: Entry) -> nn.Module:
+        trainer = Trainer(
+            dataclasses.replace(
+                self._runs[base.name],
+                train=dataclasses.replace(self._runs[base.name].train, compile=False, device="cpu"),
+            ),
+            self.work / "flops",
+            say=silent,
+            corpus=self.corpus(base),
+        )
+        network: nn.Module = trainer.model.eval().requires_grad_(False)
+        return network
+
+    def job(self, entry: Entry, budget: float, seed: int, rate: float) -> Job:
+        """The training of an entry, with its teacher's.
+
+        Args:
+            budget: TFLOP for both.
+            rate: multiple of its learning rates; its teacher's are the ones that were chosen for it.
+        """
+        compare = self.comparison.config
+        teacher = None
+        if entry.base:
+            base = self.comparison.entry(entry.base)
+            teacher = self.job(base, compare.share * budget, seed, self.rate(base))
+            budget *= 1 - compare.share
+        config, each = self._runs[entry.name], self.flops(entry)
+        steps = int(budget * TERA / each)
+        if steps < 1:
+            raise ValueError(
+                f"{entry.name}: a step takes {each / TERA:.3g} TFLOP, and {budget:.3g} are its budget: give more in "
+                "compare.budgets, or a smaller batch or network"
+            )
+        optim = dataclasses.replace(
+            config.optim, lr=config.optim.lr * rate, muon_lr=config.optim.muon_lr * rate
+        )
+        train = dataclasses.replace(config.train, steps=steps, seed=seed, keep=1)
+        return Job(entry, dataclasses.replace(config, optim=optim, train=train), teacher, each * steps)
+
+    def _searches(self, entry: Entry) -> Iterator[tuple[float, Job]]:
+        compare = self.comparison.config
+        for rate in compare.rates:
+            yield rate, self.job(entry, min(compare.budgets), compare.search_seed, rate)
+
+    # -- doing it ----------------------------------------------------------------------------------------------
+
+    def run(self) -> list[dict[str, Any]]:
+        """All rows of the comparison.
+
+        Raises:
+            Interrupted: asked to stop.
+            ValueError, TrainingError: as in training and evaluation.
+        """
+        compare = self.comparison.config
+        entries = self.comparison.entries
+        for entry in entries:
+            self.flops(entry)
+        count = len(compare.rates) + len(compare.seeds) * len(compare.budgets)
+        rows: list[dict[str, Any]] = []
+        with Progress(count * len(entries), 0, 0, self.say, label="model") as whole:
+            done = 0
+            for entry in entries:
+                self.rate(entry, whole.part(done, len(compare.rates)))
+                done += len(compare.rates)
+            for budget in compare.budgets:
+                for seed in compare.seeds:
+                    for entry in entries:
+                        job = self.job(entry, budget, seed, self.rates[entry.name])
+                        rows += self._measured(job, budget, whole.part(done, 1))
+                        done += 1
+        return rows
+
+    def rate(self, entry: Entry, part: Part | None = None) -> float:
+        """The multiple of its rates with which an entry does best at the least budget."""
+        if entry.name not in self.rates:
+            self.rates[entry.name] = self._choose(entry, part)
+        return self.rates[entry.name]
+
+    def _choose(self, entry: Entry, part: Part | None) -> float:
+        compare = self.comparison.config
+        if len(compare.rates) == 1:
+            return compare.rates[0]
+        path = self.work / "rates" / f"{identity([job.hash for _, job in self._searches(entry)])}.json"
+        if path.exists():
+            return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
+        found: dict[float, float] = {}
+        for i, (rate, job) in enumerate(self._searches(entry)):
+            training, judging = part.share(i, len(compare.rates)).split(0.7) if part else (None, None)
+            found[rate] = self._fault(job, self.train(job, training), judging)
+        # Of equals, the one that changes least.
+        chosen = min(found, key=lambda rate: (found[rate], abs(math.log(rate))))
+        self._tell(
+            part,
+            f"{entry.name}: {chosen:g} times its learning rates, of "
+            + ", ".join(f"{rate:g} ({fault:.4f})" for rate, fault in found.items()),
+        )
+        files.write_json(
+            path,
+            {
+                "model": entry.name,
+                "chosen": chosen,
+                "by": {f"{rate:g}": fault if math.isfinite(fault) else None for rate, fault in found.items()},
+                "seed": compare.search_seed,
+                "commit": self.commit,
+            },
+        )
+        return chosen
+
+    def _fault(self, job: Job, folder: Path, part: Part | None) -> float:
+        """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
+        if family(job.config.objective).held_out_ranks:
+            return held_out_curve(folder)[-1][1]
+        rows = self._rows(job, folder, self.comparison.config.search_steps, {}, part)
+        return sum(_badness(row) for row in rows) / len(rows)
+
+    def train(self, job: Job, part: Part | None) -> Path:
+        """The finished run of a job; trained, gone on with, or found."""
+        folder = self.work / "runs" / job.folder
+        config = job.config
+        if job.teacher is not None:
+            config = dataclasses.replace(config, teacher=str(self.train(job.teacher, part)))
+        there = RunDirectory(folder).steps()
+        if there and there[-1] >= config.train.steps and (folder / "ema.safetensors").exists():
+            return folder
+        if there:
+            trainer = open_run(folder, say=silent)
+        else:
+            trainer = Trainer(config, folder, say=silent, corpus=self.corpus(job.entry))
+            trainer.start(force=True)
+        self._tell(
+            part, f"{job.entry.name}, seed {config.train.seed}: {config.train.steps:,} steps, in {folder}"
+        )
+        if not trainer.train(part).finished or trainer.interrupted:
+            raise Interrupted
+        return folder
+
+    def _rows(
+        self, job: Job, folder: Path, steps: list[int], sampler: dict[str, Any], part: Part | None
+    ) -> list[dict[str, Any]]:
+        compare, judge = self.comparison.config, self.judge(job.entry)
+        rows = evaluate_run(
+            folder,
+            steps,
+            compare.num,
+            seed=job.config.train.seed,
+            device=job.config.train.device,
+            dtype=job.config.train.dtype,
+            judge=judge,
+            scorer=None if judge is None else self.scorer(part),
+            frontier=compare.frontier and judge is not None,
+            say=lambda line: self._tell(part, line),
+            part=part,
+            **sampler,
+        )
+        return [row for row in rows if row["nfe"]]  # what is no model is judged once for all
+
+    def _measured(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:
+        """The rows of one model, one budget and one seed: judged now, or found."""
+        compare = self.comparison.config
+        asked = [job.hash, compare.steps, compare.num, job.entry.samplers]
+        path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
+        if path.exists():
+            return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        training, judging = part.split(0.7)
+        folder = self.train(job, training)
+        rows = []
+        count = len(job.entry.samplers)
+        for i, sampler in enumerate(job.entry.samplers):
+            for row in self._rows(job, folder, compare.steps, sampler, judging.share(i, count)):
+                label = ", ".join([job.entry.name, *(f"{name} {value}" for name, value in sampler.items())])
+                rows.append(row | {"model": label} | self._about(job, budget, folder))
+        files.write_json(
+            path, {"model": job.entry.name, "hash": job.hash, "commit": self.commit, "rows": rows}
+        )
+        return rows
+
+    def _about(self, job: Job, budget: float, folder: Path) -> dict[str, Any]:
+        return {
+            "entry": job.entry.name,
+            "budget": budget,
+            "rate": self.rates[job.entry.name],
+            "training_steps": job.config.train.steps,
+            "training_tflop": (job.flops + (job.teacher.flops if job.teacher else 0.0)) / TERA,
+            "run": folder.name,
+            "hash": job.hash,
+        }
+
+    def _tell(self, part: Part | None, line: str) -> None:
+        (self.say if part is None else part.tell)(line)
+
+    # -- beside it ---------------------------------------------------------------------------------------------
+
+    def references(self) -> list[dict[str, Any]]:
+        """Rows of what is no model: exact samples of the law, or held-out text and the n-gram model's samples."""
+        compare = self.comparison.config
+        seed = compare.search_seed
+        judges = {id(judge): judge for entry in self.comparison.entries if (judge := self.judge(entry))}
+        scorer = self.scorer() if judges else None
+        rows = [
+            row for judge in judges.values() for row in judge.reference_rows(compare.num, seed, None, scorer)
+        ]
+        for row in rows:
+            if row["model"] == "held-out":
+                row["perplexity_at_data_entropy"] = row["perplexity"]  # by definition
+        if any(self.judge(entry) is None for entry in self.comparison.entries):
+            rows.append(law_row(Grammar(), compare.num, seed))
+        return rows
+
+    def samples(self, rows: Sequence[dict[str, Any]], shown: int = 5) -> dict[str, list[str]]:
+        """Passages of each model in the fewest network calls, of the largest budget and the first seed."""
+        compare = self.comparison.config
+        out: dict[str, list[str]] = {}
+        for row in sorted(rows, key=lambda row: row["nfe"]):
+            if (row["budget"], row["seed"]) == (max(compare.budgets), compare.seeds[0]):
+                calls = f"{row['nfe']} network call{'s' if row['nfe'] > 1 else ''}"
+                if not any(heading.startswith(f"{row['model']} in ") for heading in out):
+                    texts = shown_samples([row], self.work / "runs" / row["run"] / "samples", shown)
+                    out[f"{row['model']} in {calls}"] = texts[row["nfe"]]
+        return out
+
+
+def _badness(row: dict[str, Any]) -> float:
+    """Share of passages that the law has not; where there is no law, log perplexity, at the entropy of the data where
+    a frontier says it, and without end where it is not reached."""
+    if row["valid"] is not None:
+        return 1.0 - float(row["valid"])
+    found = row["perplexity_at_data_entropy"] if row.get("frontier") else row["perplexity"]
+    return math.inf if found is None else math.log(found)

@@ -1,0 +1,326 @@
+"""A comparison: read strictly, every model at the same compute, nothing done twice, claims judged by the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from flowlm.comparison.recipe import Claim, CompareConfig, load_comparison
+from flowlm.comparison.report import Verdict, pivot, quality, summary, verdicts
+from flowlm.comparison.runs import Interrupted, Runner
+from flowlm.config import merge, nested
+from flowlm.training.loop import Trainer
+from helpers import command, said, silent, values
+
+COMPARE = {
+    "budgets": [0.0004, 0.0008],
+    "seeds": [0, 1],
+    "rates": [0.5, 1.0],
+    "steps": [1, 2],
+    "search_steps": [1],
+    "num": 12,
+    "frontier": False,
+}
+MODELS = {
+    "FLM": {"objective": "flow"},
+    "MDLM": {"objective": "mdlm", "samplers": [{}, {"last": "argmax"}]},
+    "SDTT": {"objective": "sdtt", "base": "MDLM", "rounds": {"rounds": 2}},
+    "FMLM": {"objective": "flow-map", "base": "FLM"},
+}
+CLAIMS = [{"better": "FMLM", "at": 1, "than": "SDTT", "than_at": 2}]
+
+
+def common(over: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the models share: tiny networks on a tiny text."""
+    out = merge(values(), nested({"train.eval_every": 0, **(over or {})}))
+    del out["train"]["steps"]
+    return out
+
+
+def written(path: Path, over: dict[str, Any] | None = None) -> Path:
+    """A recipe's file, with dotted overrides."""
+    raw = {"title": "Tiny", "compare": COMPARE, "common": common(), "models": MODELS, "claims": CLAIMS}
+    path.write_text(tomli_w.dumps(merge(raw, nested(over or {}))))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A recipe and the folder of its finished comparison."""
+    folder = tmp_path_factory.mktemp("comparison")
+    recipe = written(folder / "compare-tiny.toml")
+    assert command("compare", recipe, "--out", folder / "out") == 0
+    return recipe, folder / "out"
+
+
+def work(out: Path) -> Path:
+    """Where the present commit's runs lie."""
+    (folder,) = (out / "work").iterdir()
+    return folder
+
+
+def report_of(out: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return read
+
+
+def test_every_model_has_the_same_compute(finished: tuple[Path, Path]) -> None:
+    rows = report_of(finished[1])["rows"]
+    assert {(r["model"], r["budget"], r["seed"], r["nfe"]) for r in rows} == {
+        (model, budget, seed, nfe)
+        for model in ("FLM", "MDLM", "MDLM, last argmax", "SDTT", "FMLM")
+        for budget in COMPARE["budgets"]  # type: ignore[attr-defined]
+        for seed in (0, 1)
+        for nfe in (1, 2)
+    }
+    for row in rows:
+        # as many whole steps as the budget holds; of a student two kinds of them
+        step = row["training_tflop"] / row["training_steps"]
+        assert row["budget"] - 2 * step < row["training_tflop"] <= row["budget"]
+    of = {(r["entry"], r["budget"]): r["training_steps"] for r in rows}
+    assert of["MDLM", 0.0008] == pytest.approx(2 * of["MDLM", 0.0004], abs=1)
+    # half of a student's budget goes to its teacher, and each of its steps takes more
+    assert of["SDTT", 0.0008] < of["MDLM", 0.0008] / 2
+
+
+def test_nothing_is_done_twice(
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = finished
+    before = report_of(out)
+    monkeypatch.setattr(Trainer, "train", lambda *args: pytest.fail("a finished model is trained again"))
+    monkeypatch.setattr(
+        "flowlm.comparison.runs.evaluate_run", lambda *a, **k: pytest.fail("a finished row is judged again")
+    )
+    monkeypatch.setattr(
+        "flowlm.comparison.runs.flops_of_step", lambda *a, **k: pytest.fail("operations are counted again")
+    )
+    assert command("compare", recipe, "--out", out) == 0
+    assert report_of(out) == before
+
+
+def test_what_changed_is_done_again(finished: tuple[Path, Path]) -> None:
+    recipe, out = finished
+
+    def job(over: dict[str, Any] | None = None, entry: str = "SDTT") -> Any:
+        comparison = load_comparison(recipe, over)
+        runner = Runner(comparison, out, silent)
+        runner.rates = {"MDLM": 1.0, "FLM": 1.0}
+        return runner.job(comparison.entry(entry), 0.0008, 0, 1.0)
+
+    same = job()
+    assert job().hash == same.hash
+    # its teacher's settings are its own
+    assert job({"optim.beta1": 0.8}).hash != same.hash
+    assert job({"optim.beta1": 0.8}).teacher.hash != same.teacher.hash
+    # where a text lies, and on what it is computed, is not
+    assert job({"train.device": "auto"}).hash == same.hash
+    assert job(entry="FLM").hash != job(entry="MDLM").hash
+
+
+def test_another_commit_begins_anew(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, out = finished
+    monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc")
+    assert Runner(load_comparison(recipe), out, silent).work == out / "work" / "0123abc"
+    assert not (out / "work" / "0123abc").exists()
+    said: list[str] = []
+    monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc+dirty")
+    Runner(load_comparison(recipe), out, said.append)
+    assert "differs from its commit" in said[0]
+
+
+def test_rates_are_chosen_by_the_search_alone(finished: tuple[Path, Path]) -> None:
+    _, out = finished
+    kept = [json.loads(path.read_text()) for path in (work(out) / "rates").glob("*.json")]
+    assert {k["model"]: k["chosen"] for k in kept} == report_of(out)["rates"]
+    for one in kept:
+        assert one["seed"] == CompareConfig().search_seed
+        assert one["chosen"] == float(min(one["by"], key=one["by"].get))
+    assert all(row["seed"] in (0, 1) for row in report_of(out)["rows"])
+
+
+def test_the_report(finished: tuple[Path, Path]) -> None:
+    recipe, out = finished
+    text, page = (out / "README.md").read_text(), (out / "report.html").read_text()
+    assert "# Tiny" in text
+    assert f"flowlm compare {recipe}" in text
+    for part in (
+        "0.0004 TFLOP",
+        "| FMLM |",
+        "| held-out |",
+        "| 5-gram |",
+        "FMLM in 1 network call above SDTT in 2",
+    ):
+        assert part in text
+        assert part.strip("| ") in page
+    assert "//" not in page.split("base64,")[0], "it needs nothing but itself"
+    assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    over = {"compare.seeds": [0], "compare.budgets": [0.0004], "compare.rates": [1.0]}
+    raw = written(tmp_path / "one.toml", over)
+    whole = Runner(load_comparison(raw), tmp_path / "whole", silent).run()
+    runner = Runner(load_comparison(raw), tmp_path / "out", silent)
+    train, seen = Trainer.train, []
+
+    def stopped(self: Trainer, *args: Any) -> Any:
+        seen.append(self.run.path.name)
+        if len(seen) == 3:
+            self.interrupt()
+        return train(self, *args)
+
+    monkeypatch.setattr(Trainer, "train", stopped)
+    with pytest.raises(Interrupted):
+        runner.run()
+    assert len(list((work(tmp_path / "out") / "rows").iterdir())) == 2
+    rows = Runner(load_comparison(raw), tmp_path / "out", silent).run()
+    assert seen[3] == seen[2], "the training that was stopped goes on"
+    assert len(set(seen)) == len(seen) - 1, "the others are not touched"
+    timed = ("seconds", "latency", "tokens_per_second", "extra")
+    assert [{k: v for k, v in row.items() if k not in timed} for row in rows] == [
+        {k: v for k, v in row.items() if k not in timed} for row in whole
+    ]
+
+
+def row(
+    model: str, nfe: int, seed: int, valid: float | None, perplexity: float | None = None
+) -> dict[str, Any]:
+    more = {"valid": valid, "perplexity": perplexity}
+    return {"model": model, "entry": model, "nfe": nfe, "seed": seed, "budget": 1.0, **more}
+
+
+def test_claims_are_judged_seed_by_seed() -> None:
+    claim = Claim("A", 1, "B", 8)
+    pairs = {0: (0.5, 0.4), 1: (0.3, 0.3), 2: (0.2, 0.6)}
+    assert Verdict(claim, 1.0, pairs, higher=True).held == 1
+    assert Verdict(claim, 1.0, pairs, higher=False).held == 1
+    text = str(Verdict(claim, 1.0, pairs, higher=True))
+    assert text == (
+        "A in 1 network call above B in 8 network calls: holds for 1 of 3 seeds (33.3 % against 43.3 %)"
+    )
+    assert "not decided" in str(Verdict(claim, 1.0, {}, higher=True))
+
+
+def test_means_and_deviations_over_seeds() -> None:
+    rows = [row("A", 1, seed, valid) for seed, valid in enumerate((0.1, 0.2, 0.3))] + [row("B", 2, 0, 0.5)]
+    one, two = summary(rows)
+    assert one["valid"] == pytest.approx(0.2)
+    assert one["valid_sd"] == pytest.approx(0.1)
+    assert "valid_sd" not in two
+    assert pivot(rows, 1.0) == [
+        {"model": "A", "1": "20.0 ± 10.0", "2": ""},
+        {"model": "B", "1": "", "2": "50.0"},
+    ]
+
+
+def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
+    over = {
+        "compare.frontier": True,
+        "compare.seeds": [0],
+        "compare.budgets": [0.0008],
+        "compare.rates": [1.0],
+    }
+    recipe = written(tmp_path / "a.toml", over | {"compare.num": 40, "claims": []})
+    path = recipe.read_text()
+    recipe.write_text(path[: path.index("[models.MDLM]")])  # the FLM alone
+    assert command("compare", recipe, "--out", tmp_path / "out") == 0
+    rows, references = report_of(tmp_path / "out")["rows"], report_of(tmp_path / "out")["references"]
+    assert quality(rows) == "perplexity_at_data_entropy"
+    for one in rows:
+        assert one["frontier"]["entropy"] == pytest.approx(references[0]["entropy"], rel=0.2)
+        shown = pivot(rows, 0.0008)[0][str(one["nfe"])]
+        found = one["perplexity_at_data_entropy"]
+        assert shown == ("not reached" if found is None else f"{found:.1f}")
+
+
+def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
+    over = {"compare.scorer": "AR", "compare.seeds": [0], "compare.budgets": [0.0008], "compare.rates": [1.0]}
+    raw = {"compare": COMPARE | {"num": 20}, "common": common(), "models": {"AR": {"objective": "ar"}}}
+    recipe = tmp_path / "a.toml"
+    recipe.write_text(tomli_w.dumps(merge(raw, nested(over))))
+    assert command("compare", recipe, "--out", tmp_path / "out", "--compare.scorer-budget", "0.0004") == 0
+    (row,), references = report_of(tmp_path / "out")["rows"], report_of(tmp_path / "out")["references"]
+    # another training of the same kind of model, with another seed
+    assert {path.name.split("-")[1] for path in (work(tmp_path / "out") / "runs").iterdir()} == {"0", "1000"}
+    for one in (row, *references):
+        assert one["scorer"].startswith("AR ar-1000-")
+        assert one["perplexity"] != one["ngram_perplexity"]
+        assert one["frechet"] is not None or one["model"] != row["model"]
+    raw["compare"] |= {"scorer": "FLM"}  # type: ignore[operator]
+    raw["models"] |= {"FLM": {}}  # type: ignore[operator]
+    recipe.write_text(tomli_w.dumps(raw))
+    with pytest.raises(ValueError, match=r"compare\.scorer = 'FLM' is a model without an exact likelihood"):
+        load_comparison(recipe)
+
+
+def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:
+    comparison = load_comparison(
+        written(tmp_path / "a.toml", {"compare.budgets": [1.0], "compare.seeds": [0]})
+    )
+    rows = [row("FMLM", 1, 0, None, 30.0), row("SDTT", 2, 0, None, 50.0)]
+    rows.append(rows[1] | {"model": "SDTT, last argmax", "perplexity": 20.0})
+    (verdict,) = verdicts(comparison, rows)
+    assert verdict.pairs == {0: (30.0, 20.0)}
+    assert verdict.held == 0
+
+
+@pytest.mark.parametrize(
+    ("over", "reason"),
+    [
+        ({"compare.budgets": []}, r"compare\.budgets is empty"),
+        ({"compare.budgets": [-1.0]}, r"compare\.budgets = \[-1\.0\]: all must be positive"),
+        ({"compare.seeds": [0, 0]}, r"compare\.seeds = \[0, 0\] names one twice"),
+        ({"compare.steps": 4}, r"compare\.steps must be a list, got int 4"),
+        ({"compare.steps": ["four"]}, r"compare\.steps\[0\] must be int"),
+        ({"compare.share": 1.0}, r"compare\.share = 1\.0"),
+        ({"compare.num": 1}, r"compare\.num = 1"),
+        ({"compare.search_seed": 1}, "chosen by what they are judged by"),
+        ({"compare.sead": 1}, "did you mean"),
+        ({"modles": {}}, "did you mean 'models'"),
+        ({"models": {"SDTT": {"base": "MDLMM"}}}, "did you mean 'MDLM'"),
+        ({"models": {"SDTT": {"base": "FMLM"}}}, "is a student itself"),
+        ({"models": {"SDTT": {"base": ""}}}, r"models\.SDTT: SDTT learns from a teacher"),
+        ({"models": {"SDTT": {"model": {"length": 3}}}}, "a student is made like its teacher"),
+        (
+            {"models": {"FLM": {"train": {"steps": 3}}}},
+            r"models\.FLM\.train\.steps is the comparison's to decide",
+        ),
+        ({"models": {"FLM": {"trian": {}}}}, r"models\.FLM: .*did you mean 'train'"),
+        ({"models": {"MDLM": {"samplers": [{"gamma": 1.0}]}}}, "has no sampler option gamma"),
+        ({"common": {"train": {"seed": 3}}}, r"common\.train\.seed is the comparison's to decide"),
+        ({"claims": [CLAIMS[0] | {"at": 3}]}, "3 network calls, which are not among compare.steps"),
+        ({"claims": [CLAIMS[0] | {"better": "FML"}]}, "did you mean 'FMLM'"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, over: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        load_comparison(written(tmp_path / "bad.toml", over))
+
+
+def test_no_models(tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    path.write_text("title = 'none'\n")
+    with pytest.raises(ValueError, match="there are no models"):
+        load_comparison(path)
+
+
+def test_a_budget_of_less_than_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = written(tmp_path / "small.toml", {"compare.budgets": [1e-9]})
+    assert command("compare", recipe, "--out", tmp_path / "out") == 1
+    assert "a step takes" in said(capsys)
+
+
+def test_options_hold_for_all_models(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.toml")
+    comparison = load_comparison(path, {"train.batch": 3, "data.held_out": 7}, {"num": 50})
+    assert comparison.config == dataclasses.replace(load_comparison(path).config, num=50)
+    for entry in comparison.entries:
+        assert entry.values["train"]["batch"] == 3
+        assert entry.values["data"]["held_out"] == 7
+    assert [entry.name for entry in comparison.entries] == ["FLM", "MDLM", "SDTT", "FMLM"]
