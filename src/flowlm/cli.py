@@ -73,7 +73,7 @@ class SamplerOptions:
 class GenerateOptions(SamplerOptions):
     """Write passages with a trained model: start from noise, call the network --steps times, print the text.
 
-    Without a RUN the small model that comes with the package writes English sentences.
+    Without a RUN the small model that comes with the package writes stories, in English.
     """
 
     num: int = 8
