@@ -496,6 +496,21 @@ def test_the_clean_environment_generates(clean: CleanEnvironment, tiny_model: Pa
     assert [text.strip() for text in texts if text.strip()] == [text for text in here if text]
 
 
+def test_the_clean_environment_writes_english(clean: CleanEnvironment, tmp_path: Path) -> None:
+    """Right after installation, with the model of the package and no argument."""
+    from flowlm.data.grammar import Grammar
+    from flowlm.evaluation.metrics import words
+
+    texts = [
+        text for text in clean("flowlm", "generate", "--device", "cpu", cwd=tmp_path).split("\n\n") if text
+    ]
+    assert len(texts) == 8
+    own = [word for text in texts for word in words(text) if any(map(str.isalpha, word))]
+    assert len(own) > 8 * 40
+    # eight stories; tests/test_packaged.py counts more of them
+    assert sum(word in set(Grammar().vocabulary) for word in own) / len(own) >= 0.9
+
+
 def test_the_clean_environment_trains(clean: CleanEnvironment, tmp_path: Path) -> None:
     lines = [f"{a} of {b}" for a in ("one", "two", "three", "four") for b in ("five", "six", "seven")]
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
