@@ -86,7 +86,7 @@ def test_a_large_text_is_read_in_part_and_it_is_said(corpus: Corpus, monkeypatch
     monkeypatch.setattr(module, "_ROWS", 100)
     said: list[str] = []
     judge = TextJudge(corpus, said.append)
-    assert len(judge.train) == 200
+    assert judge.passages == 200
     assert said == [
         "the scorer reads the first 1,400 words of the training text: copies of the rest are not seen"
     ]
@@ -122,9 +122,7 @@ def test_wrapped_rows_are_read_whole(tmp_path: Path) -> None:
     path.write_text("\n".join(random.Random(1).sample(LINES, 2000)))
     corpus = load_corpus(DataConfig(corpus="text", path=str(path), held_out=200, rows="wrap"), 30)
     judge = TextJudge(corpus)
-    assert (
-        sum(map(len, judge.train)) == corpus.meta["tokens"] - (corpus.train == corpus.tokenizer.eos_id).sum()
-    )
+    assert judge.scorer.num_items == corpus.meta["tokens"] - (corpus.train == corpus.tokenizer.eos_id).sum()
     rows = ["\n".join(corpus.tokenizer.decode_all(row)) for row in corpus.train[:50]]
     assert judge.measure(rows)["copied"] == 1
 

@@ -3,7 +3,7 @@
 Nothing here knows a training object: whatever writes a samples file (see `samples`) can be scored.
 """
 
-from flowlm.evaluation.copying import Copying, copying
+from flowlm.evaluation.copying import Copies, Copying
 from flowlm.evaluation.diversity import corpus_entropy, distinct_n, self_bleu, unigram_entropy, unique
 from flowlm.evaluation.metrics import ROW, evaluate_texts, law_row, make_row, samples_row
 from flowlm.evaluation.ngram import KneserNey
@@ -12,11 +12,11 @@ from flowlm.evaluation.samples import Header, Record, current_commit, read_sampl
 
 __all__ = [
     "ROW",
+    "Copies",
     "Copying",
     "Header",
     "KneserNey",
     "Record",
-    "copying",
     "corpus_entropy",
     "current_commit",
     "distinct_n",

@@ -1,8 +1,8 @@
 """How much of samples is taken from training text, word for word.
 
-Every suffix of every passage and sample is ranked by its first 1, 2, 4, ... items (Manber & Myers 1993). In that
-order, what a sample shares with training text from some place on, it shares with the next suffix of a training
-passage above or below. Exact: ranks are equal if and only if the items are.
+Every suffix of every passage is put in order once, ranked by its first 1, 2, 4, ... items (Manber & Myers 1993). What a
+sample shares with training text from some place on, it shares with the suffix before or after its own place in that
+order, which is found by halving. Exact: items are compared themselves.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 
 from flowlm.evaluation.sequences import flatten
 
-__all__ = ["Copying", "copying"]
+__all__ = ["Copies", "Copying"]
 
 _Ints = NDArray[np.int64]
+_Symbols = NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
 class Copying:
-    """What `copying` finds, arrays (samples,). An empty sample has taken nothing.
+    """What `Copies.of` finds, arrays (samples,). An empty sample has taken nothing.
 
     All depend on the training text: a longer one shares more with any text. `longest_max` rises with the number
     of samples, so compare at equal numbers; the others are means, and do not but for chance. Short and common
@@ -73,75 +74,107 @@ class Copying:
         }
 
 
-def _ranks(symbols: _Ints, border: _Ints, reach: int) -> list[_Ints]:
-    """ranks[j] (T,): the order of what stands from each place to 2^j items on or to its border, whichever comes
-    first; 0 at a border, where nothing stands. Up to the first 2^j >= reach."""
-    ranks = [symbols]
+#: Items compared at a time: few samples share more with the suffixes that halving meets.
+BLOCK = 16
+#: Elements of a comparison: bounds its memory.
+ELEMENTS = 2**24
+
+
+class Copies:
+    """Training passages, in which runs of samples are looked up; they never cross the border of two passages.
+
+    Args:
+        passages: words or token ids of each. Memory is about 40 bytes an item while they are put in order, and 16 then.
+
+    Raises:
+        ValueError: no passages, strings, or items other than strings and integers.
+    """
+
+    def __init__(self, passages: Sequence[Sequence[Hashable]]):
+        items, lengths = flatten("passages", passages)
+        self._numbers = {item: number for number, item in enumerate(dict.fromkeys(items), 1)}
+        # a border (0) after each; room for a block behind the last
+        sizes = lengths + 1
+        border = np.repeat(np.cumsum(sizes) - 1, sizes)
+        self._symbols = np.zeros(len(border) + BLOCK, np.int32)
+        inner = np.arange(len(border)) != border
+        self._symbols[: len(border)][inner] = [self._numbers[item] for item in items]
+        order = _order(self._symbols[: len(border)], border, int(lengths.max()))
+        self._order = order[inner[order]]
+        self._whole = {tuple(passage) for passage in passages}
+
+    def of(self, samples: Sequence[Sequence[Hashable]], n: int = 8) -> Copying:
+        """What samples share with the passages.
+
+        n: the length of the n-grams that are counted. ValueError: n < 1, no samples, strings, or items other than
+        strings and integers.
+        """
+        if n < 1:
+            raise ValueError(f"n is {n}: an n-gram has at least one item; give n >= 1")
+        items, lengths = flatten("samples", samples)
+        ends = np.cumsum(lengths + 1)
+        border = ends - 1
+        symbols = np.zeros(int(ends[-1]) + BLOCK, np.int32)
+        inner = np.ones(int(ends[-1]), bool)
+        inner[border] = False
+        # An item that is in no passage is equal to none.
+        unseen = len(self._numbers) + 1
+        symbols[: len(inner)][inner] = [self._numbers.get(item, unseen) for item in items]
+        run = np.zeros(len(inner), np.int64)
+        places = np.flatnonzero(inner)
+        for start in range(0, len(places), ELEMENTS // BLOCK):
+            some = places[start : start + ELEMENTS // BLOCK]
+            run[some] = self._longest(symbols, some)
+        starts = ends - (lengths + 1)  # every sample has at least its border
+        longest = np.maximum.reduceat(run, starts)
+        return Copying(
+            longest=longest,
+            inside=(lengths > 0) & (longest == lengths),
+            whole=np.array([len(sample) > 0 and tuple(sample) in self._whole for sample in samples]),
+            grams=np.maximum(lengths - n + 1, 0),
+            found=np.add.reduceat((run >= n).astype(np.int64), starts),
+            n=n,
+        )
+
+    def _longest(self, symbols: _Symbols, places: _Ints) -> _Ints:
+        """Of each place of samples, how many items from it on stand in a passage."""
+        low, high = np.zeros(len(places), np.int64), np.full(len(places), len(self._order))
+        shared = np.zeros(len(places), np.int64)
+        # Halving ends between two neighbours, and only by having compared with both of them.
+        while (open_ := np.flatnonzero(low < high)).size:
+            middle = (low[open_] + high[open_]) // 2
+            same, above = self._compare(symbols, places[open_], self._order[middle])
+            shared[open_] = np.maximum(shared[open_], same)
+            low[open_] = np.where(above, middle + 1, low[open_])
+            high[open_] = np.where(above, high[open_], middle)
+        return shared
+
+    def _compare(self, symbols: _Symbols, a: _Ints, b: _Ints) -> tuple[_Ints, NDArray[np.bool_]]:
+        """How many items are the same from places `a` of samples and `b` of passages on, and whether what follows in
+        the sample comes later in the order."""
+        same, above = np.zeros(len(a), np.int64), np.zeros(len(a), bool)
+        left = np.arange(len(a))
+        within = np.arange(BLOCK)
+        while left.size:
+            ours = symbols[(a[left] + same[left])[:, None] + within]
+            theirs = self._symbols[(b[left] + same[left])[:, None] + within]
+            # a border ends both, even where it meets another
+            differs = (ours != theirs) | (ours == 0)
+            first = np.where(differs.any(1), differs.argmax(1), BLOCK)
+            same[left] += first
+            stopped = np.flatnonzero(first < BLOCK)
+            at = first[stopped]
+            above[left[stopped]] = ours[stopped, at] > theirs[stopped, at]
+            left = left[first == BLOCK]
+        return same, above
+
+
+def _order(symbols: _Symbols, border: _Ints, reach: int) -> _Ints:
+    """All places, by what stands from each to its border."""
+    ranks = symbols.astype(np.int64)
     step = 1
     while step < reach:
-        following = ranks[-1][np.minimum(np.arange(len(symbols)) + step, border)]
-        keys = ranks[-1] * (ranks[-1].max() + 1) + following
-        ranks.append(np.unique(keys, return_inverse=True)[1])
+        following = ranks[np.minimum(np.arange(len(symbols)) + step, border)]
+        ranks = np.unique(ranks * (ranks.max() + 1) + following, return_inverse=True)[1]
         step *= 2
-    return ranks
-
-
-def _shared(ranks: list[_Ints], border: _Ints, a: _Ints, b: _Ints) -> _Ints:
-    """How many items are the same from places `a` and from places `b` on; none where b is -1."""
-    start = a
-    for level in reversed(range(len(ranks))):
-        step = 2**level
-        # equal ranks are equal items, and as many as `step` if that many stand before the border of one
-        same = (b >= 0) & (a + step <= border[a]) & (ranks[level][a] == ranks[level][b])
-        a, b = a + step * same, b + step * same
-    return a - start
-
-
-def copying(
-    samples: Sequence[Sequence[Hashable]], passages: Sequence[Sequence[Hashable]], n: int = 8
-) -> Copying:
-    """Compare `samples` with training `passages`; runs never cross the border of two passages.
-
-    n: the length of the n-grams that are counted. ValueError: n < 1, no samples, no passages, strings, or items
-    other than strings and integers.
-    """
-    if n < 1:
-        raise ValueError(f"n is {n}: an n-gram has at least one item; give n >= 1")
-    items, lengths = flatten("passages", passages)
-    own, own_lengths = flatten("samples", samples)
-    numbers = {item: number for number, item in enumerate(dict.fromkeys(items + own), 1)}
-
-    # training text, then samples, a border (0) after each
-    sizes = np.append(lengths, own_lengths) + 1
-    border = np.repeat(np.cumsum(sizes) - 1, sizes)
-    inner = np.arange(len(border)) != border
-    symbols = np.zeros(len(border), np.int64)
-    symbols[inner] = [numbers[item] for item in items + own]
-    reach = max(1, int(own_lengths.max()))  # no run is longer
-    ranks = _ranks(symbols, border, reach)
-
-    first = int((lengths + 1).sum())  # where the samples begin
-    order = np.argsort(ranks[-1], kind="stable")
-    training = inner & (np.arange(len(border)) < first)
-    # the nearest place of training text above and below each in that order, -1 where there is none
-    index = np.where(training[order], np.arange(len(order)), -1)
-    above = np.maximum.accumulate(index)
-    index[index < 0] = len(order)
-    below = np.minimum.accumulate(index[::-1])[::-1]
-    neighbours = np.full((2, len(order)), -1)
-    neighbours[0, order] = np.where(above >= 0, order[above], -1)
-    neighbours[1, order] = np.where(below < len(order), order[np.minimum(below, len(order) - 1)], -1)
-
-    own_places = np.arange(first, len(border))
-    run = np.maximum(*(_shared(ranks, border, own_places, b[own_places]) for b in neighbours))
-    starts = np.cumsum(own_lengths + 1) - (own_lengths + 1)  # every sample has at least its border
-    longest = np.maximum.reduceat(run, starts)
-    known = {tuple(passage) for passage in passages}
-    return Copying(
-        longest=longest,
-        inside=(own_lengths > 0) & (longest == own_lengths),
-        whole=np.array([len(sample) > 0 and tuple(sample) in known for sample in samples]),
-        grams=np.maximum(own_lengths - n + 1, 0),
-        found=np.add.reduceat((run >= n).astype(np.int64), starts),
-        n=n,
-    )
+    return np.argsort(ranks, kind="stable")

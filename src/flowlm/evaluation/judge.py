@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flowlm.data.corpora import Corpus
 from flowlm.data.grammar import Grammar
 from flowlm.data.tokens import UNK, Tokenizer
-from flowlm.evaluation.copying import copying
+from flowlm.evaluation.copying import Copies
 from flowlm.evaluation.diversity import self_bleu
 from flowlm.evaluation.metrics import evaluate_texts, make_row, merged, passage, words
 from flowlm.evaluation.ngram import KneserNey
@@ -28,7 +28,7 @@ __all__ = ["TextJudge"]
 
 ORDER = 5
 MOST_WORDS = 12_000_000
-"""Of the training text that is read: memory is about 100 bytes a word."""
+"""Of the training text that is read: about 200 bytes a word while it is put in order."""
 _NONE = "\0"  # in no text
 _ROWS = 4096  # decoded at a time
 
@@ -42,17 +42,18 @@ class TextJudge:
 
     Attributes:
         scorer: the n-gram model; its name stands in every row.
+        passages: how many of the training text it has read.
     """
 
     def __init__(self, corpus: Corpus, say: Callable[[str], None] | None = None):
         self._held_out = corpus.held_out
         self._tokenizer = corpus.tokenizer
         self._longest = int(corpus.train.shape[1])
-        self.train: list[list[str]] = []
+        train: list[list[str]] = []
         count = 0
         for start in range(0, len(corpus.train), _ROWS):
             new = [words(passage(t)) for t in _texts(corpus.tokenizer, corpus.train[start : start + _ROWS])]
-            self.train += new
+            train += new
             count += sum(map(len, new))
             if count > MOST_WORDS and start + _ROWS < len(corpus.train):
                 if say is not None:
@@ -61,8 +62,10 @@ class TextJudge:
                         "not seen"
                     )
                 break
-        self.scorer = KneserNey.fit(self.train, ORDER)
-        self._known = {word for text in self.train for word in text} - {UNK}
+        self.passages = len(train)
+        self.scorer = KneserNey.fit(train, ORDER)
+        self._copies = Copies(train)
+        self._known = {word for text in train for word in text} - {UNK}
 
     def scores(self, texts: Sequence[str]) -> Scores:
         """What the n-gram model says of each text; a token is a word or sign, ends are counted."""
@@ -76,7 +79,7 @@ class TextJudge:
         split = [words(passage(text)) for text in texts]
         own = [word for text in split for word in text if any(map(str.isalpha, word))]
         # an unknown word is no copy of another one
-        copies = copying([[_NONE if word == UNK else word for word in text] for text in split], self.train)
+        copies = self._copies.of([[_NONE if word == UNK else word for word in text] for text in split])
         scores = self.scores(texts)
         return {
             "perplexity": scores.perplexity,
