@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,21 +25,26 @@ TEMPERATURES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)
 """At which frontiers are measured."""
 
 
-class Objective(Protocol):
-    """What the training loop asks of an objective.
+class Objective:
+    """What the training loop asks of an objective. What is not said here needs nothing between steps.
 
     It splits in two so that a batch may be accumulated or sharded in any way with the same result: `draw` makes the
     per-row randomness of the whole batch, `losses` works on any of its rows.
     """
+
+    kinds: tuple[str, ...] = ()
+    """Names of the kinds of rows, if there are several."""
 
     def prepare(self, model: Any, step: int | None = None) -> None:
         """Called once a step, before any micro-batch; the step is None where none is taken, for a held-out loss."""
 
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
         """Random numbers of each row (len(rows), ...), keyed by its name; after `prepare`."""
+        raise NotImplementedError
 
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Per-row draws of a global batch of num rows: tensors (num,), on the CPU. "kind" numbers `kinds`."""
+        raise NotImplementedError
 
     def losses(self, model: Any, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
         """Per-token losses (B, L), nats.
@@ -49,15 +54,15 @@ class Objective(Protocol):
             noise: of `noise`.
             draws: the rows' share of `draw`, on the CPU.
         """
+        raise NotImplementedError
 
     def place(self, model: Any, draws: dict[str, Tensor]) -> Tensor | None:
         """Where in [0, 1] each row's noise level lies, for held-out losses by bins; None where there is none."""
-
-    kinds: tuple[str, ...]
-    """Names of the kinds of rows, if there are several."""
+        return None
 
     def state(self) -> dict[str, Tensor]:
-        """What a resume needs beyond the weights; empty for most."""
+        """What a resume needs beyond the weights."""
+        return {}
 
     def load(self, state: dict[str, Tensor]) -> None:
         """Restore what `state` returned."""

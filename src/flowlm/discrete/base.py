@@ -12,7 +12,7 @@ from flowlm import rng
 from flowlm.denoiser import DenoiserConfig
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
-from flowlm.families import TEMPERATURES, Ask, Family
+from flowlm.families import TEMPERATURES, Ask, Family, Objective
 from flowlm.objectives.draws import stratified
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ SWEEP: Mapping[str, Sequence[Any]] = {"temperature": TEMPERATURES, "last": ("cat
 Losses = Callable[[TokenNetwork, Tensor, Tensor, dict[str, Tensor]], Tensor]
 
 
-class DiscreteObjective:
+class DiscreteObjective(Objective):
     """Losses of tokens, with uniform draws for each position.
 
     Args:
@@ -37,19 +37,8 @@ class DiscreteObjective:
         timed: whether rows have times, stratified on (0, 1).
     """
 
-    kinds: tuple[str, ...] = ()
-
     def __init__(self, losses: Losses, uniforms: int, timed: bool):
         self._losses, self._uniforms, self._timed = losses, uniforms, timed
-
-    def prepare(self, model: Any, step: int | None = None) -> None:
-        """Nothing is shared by micro-batches."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        pass
 
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
         return rng.uniform_rows(rows, (self._uniforms, length), device)

@@ -13,11 +13,12 @@ from torch import Tensor
 from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
+from flowlm.families import Objective
 from flowlm.objectives.draws import stratified
 from flowlm.path import DenseNoise, LowRankNoise, corrupt
 
 
-class FlowObjective:
+class FlowObjective(Objective):
     """The FLM objective.
 
     Args:
@@ -36,8 +37,6 @@ class FlowObjective:
         assert self._noise is not None
         return self._noise.width
 
-    kinds: tuple[str, ...] = ()
-
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
         return rng.normal_rows(rows, (length, self.noise_width), device)
 
@@ -53,9 +52,3 @@ class FlowObjective:
         with model.frozen_embedding():
             y = corrupt(tokens, t, model.embedding, self._noise(xi))
             return model(y, t).cross_entropy(tokens)
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        pass

@@ -21,6 +21,7 @@ from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
 from flowlm.device import wide
+from flowlm.families import Objective
 from flowlm.objectives.draws import stochastic_round, stratified
 from flowlm.path import (
     CoupledDenseNoise,
@@ -120,7 +121,7 @@ class FlowMapConfig:
             )
 
 
-class FlowMapObjective:
+class FlowMapObjective(Objective):
     """The FMLM objective.
 
     Args:
@@ -159,12 +160,6 @@ class FlowMapObjective:
                 self._noise = model.noise_law()
         else:
             self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, state: dict[str, Tensor]) -> None:
-        pass
 
     @property
     def noise_width(self) -> int:
