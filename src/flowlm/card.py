@@ -18,6 +18,7 @@ from flowlm.evaluation.report import markdown, views
 from flowlm.families import family
 from flowlm.model import FlowLM, describe_data
 from flowlm.trained_on import ROWS, corpus_of, save_rows
+from flowlm.training.checkpoint import ORIGIN
 
 __all__ = ["ABOUT", "CARD", "command_of", "describe_run", "export", "write_card"]
 
@@ -81,6 +82,7 @@ def describe_run(run: Path) -> dict[str, Any]:
     # those of students are taken to a moving target
     ranks = family(config.objective).held_out_ranks
     held_out = [line["held_out"] for line in lines if "held_out" in line and ranks]
+    origin = run / ORIGIN
     return {
         "command": command_of(run),
         "objective": config.objective,
@@ -89,6 +91,7 @@ def describe_run(run: Path) -> dict[str, Any]:
         "seed": config.train.seed,
         "seconds": round(_seconds(lines)),
         "held_out": held_out[-1] if held_out else None,
+        **({"origin": json.loads(origin.read_text(encoding="utf-8"))} if origin.exists() else {}),
     }
 
 
@@ -149,10 +152,26 @@ def export(
             p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name not in (ABOUT, CARD, ROWS)
         ),
         "runs": made,
+        "export": _export_command(run, folder, dtype, title, licence, text),
     }
     files.write_json(folder / ABOUT, about)
     write_card(folder)
     return FlowLM.from_pretrained(folder)
+
+
+def _export_command(run: Path, folder: Path, dtype: str, title: str, licence: str, text: bool) -> str:
+    given = {"--dtype": dtype, "--title": title, "--licence": licence}
+    options = [f"{name} {shlex.quote(value)}" for name, value in given.items() if value]
+    return " ".join(
+        [
+            "flowlm export",
+            shlex.quote(str(run)),
+            "--out",
+            shlex.quote(str(folder)),
+            *options,
+            *["--text"] * text,
+        ]
+    )
 
 
 def _made(run: Path) -> list[dict[str, Any]]:
@@ -191,11 +210,12 @@ def write_card(
     )
     text.append("```sh\nflowlm generate FOLDER --num 5 --steps 1\n```")
     text.append("## Data\n\n" + _data_text(data, model))
-    made = "\n".join(r["command"] for r in about["runs"])
+    made = "\n".join([*(r["command"] for r in about["runs"]), about["export"]])
     cost = "; ".join(
         f"{family(r['objective']).label}: {r['steps']:,} steps of {r['batch']} passages, "
         f"{r['seconds'] / 60:,.0f} minutes, seed {r['seed']}"
         + (f", held-out loss {r['held_out']:.4f} nats a token" if r["held_out"] is not None else "")
+        + _origin_text(r.get("origin"))
         for r in about["runs"]
     )
     text.append(f"## How it was made\n\n```sh\n{made}\n```\n\n{cost}.")
@@ -214,12 +234,20 @@ def write_card(
     files.write_data(folder / CARD, "\n\n".join(text) + "\n")
 
 
+def _origin_text(origin: Mapping[str, Any] | None) -> str:
+    if origin is None:
+        return ""
+    return (
+        f", on {origin['machine']} in {origin['dtype']}, torch {origin['torch']}, commit `{origin['commit']}`"
+    )
+
+
 READING = (
-    "Perplexity is that of the n-gram model fitted to the training text, a word; a low one alone is no merit, so "
-    "compare with held-out text and the n-gram model's own samples, which take no network call. Known words: share "
-    "that the training text has. Copied: share of samples that stand word for word in a training passage; longest "
-    "copy: words in a row, mean. Self-BLEU depends on the number of samples. In brackets: 95 % intervals over the "
-    "samples."
+    "Perplexity is that of the n-gram model fitted to the training text, for each word or sign and the end; a low one "
+    "alone is no merit, so compare with held-out text and the n-gram model's own samples, which take no network call. "
+    "Known words: share that the training text has; of a model that writes whole words only [PAD] is none, filling "
+    "that it put between words. Copied: share of samples that stand word for word in a training passage; longest copy: "
+    "words in a row, mean. Self-BLEU depends on the number of samples. In brackets: 95 % intervals over the samples."
 )
 
 LAW_READING = (

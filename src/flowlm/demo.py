@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +15,7 @@ import torch
 from flowlm.config import RunConfig, from_dict, merge, read_toml, recipe_path, to_dict
 from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
-from flowlm.device import can_compile, resolve_device
+from flowlm.device import can_compile, describe, resolve_device
 from flowlm.evaluation.metrics import law_row
 from flowlm.evaluation.plots import plot_validity
 from flowlm.evaluation.report import (
@@ -96,7 +94,7 @@ def run_demo(
         budget = total - (time.perf_counter() - began) - evaluation
     flow_steps = max(10, int((FLOW_SHARE * budget - pace["flow start"]) / pace["flow"]))
     say(
-        f"\nThe plan, {minutes:.0f} minutes on {_machine(device)}:\n"
+        f"\nThe plan, {minutes:.0f} minutes on {describe(resolve_device(device))}:\n"
         f"  1. train the FLM (flow language model), {flow_steps} steps, {FLOW_SHARE * budget / 60:.1f} min\n"
         f"  2. distil it into the FMLM (flow map), {(1 - FLOW_SHARE) * budget / 60:.1f} min\n"
         f"  3. write stories with both and judge them by the law, {evaluation / 60:.1f} min\n"
@@ -126,7 +124,7 @@ def run_demo(
     reference = law_row(law, num, seed + 1)
     report = {
         "minutes": round((time.perf_counter() - began) / 60, 2),
-        "machine": _machine(device),
+        "machine": describe(resolve_device(device)),
         "torch": torch.__version__,
         "seed": seed,
         "commit": current_commit(),
@@ -201,12 +199,6 @@ def _evaluation_seconds(pace: float, num: int) -> float:
     # A forward pass costs about two fifths of a step with its backward pass; `pace` is seconds a passage.
     calls = num * (sum(FLOW_STEPS) + sum(MAP_STEPS))
     return 10 + 0.4 * pace * calls
-
-
-def _machine(device: str) -> str:
-    if device != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} of {os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def _show(

@@ -5,12 +5,21 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import platform
 import re
 import shutil
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+
+
+def describe(device: torch.device) -> str:
+    """A machine in words: "2 of 2 CPU cores (x86_64)", or the accelerator's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    where = "" if device.type == "cpu" else f"{device.type} with "
+    return f"{where}{torch.get_num_threads()} of {os.cpu_count()} CPU cores ({platform.machine()})"
 
 
 def resolve_device(name: str) -> torch.device:

@@ -299,6 +299,62 @@ def test_real_text(tmp_path: Path) -> None:
     _check_form(corpus.train, corpus.tokenizer)
 
 
+# ----------------------------------------------------------------------------------------------------- hints
+
+
+@pytest.mark.parametrize(
+    ("line", "fields", "length", "hint"),
+    [
+        (
+            "a {0} b c",
+            {},
+            64,
+            "92% of the rows is filling, which is computed like text: --model.length 5 holds every",
+        ),
+        ("a {0} b c", {"rows": "wrap"}, 64, ""),
+        ("a {0} b c", {}, 7, ""),
+        (
+            "漢字仮名交文章例文{0}作成学習用資料全部",
+            {},
+            8,
+            "where words are not parted by spaces, take pieces",
+        ),
+        ("漢字仮名交文章例文{0}", {"tokenizer": "bpe", "vocab_size": 258}, 8, ""),
+    ],
+)
+def test_what_goes_badly_together_is_said(
+    tmp_path: Path, line: str, fields: dict[str, Any], length: int, hint: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\n".join(line.format(f"w{i}") for i in range(300)), encoding="utf-8")
+    said: list[str] = []
+    config = DataConfig(corpus="text", path=str(path), held_out=20, **fields)
+    load_corpus(config, length, report=said.append)
+    found = [text for text in said if "filling" in text or "parted by spaces" in text]
+    assert any(hint in text for text in found) if hint else not found
+
+
+def test_a_folder_of_several_kinds_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("\n".join(f"one {i} two" for i in range(50)))
+    (folder / "README.md").write_text("what this is\n")
+    said: list[str] = []
+    load_corpus(DataConfig(corpus="text", path=str(folder), held_out=5), 8, report=said.append)
+    assert any("read are 1 .md, 1 .txt" in text for text in said)
+
+
+def test_a_tokenizer_here_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of the present one, by its name alone."""
+    monkeypatch.chdir(tmp_path)
+    Tokenizer.train_words(["one two three"]).save(tmp_path / "mine")
+    for name in ("mine", "./mine"):
+        assert DataConfig(corpus="text", path="a.txt", tokenizer=name).tokenizer == name
+    with pytest.raises(ValueError, match="is unknown"):
+        DataConfig(corpus="text", path="a.txt", tokenizer="theirs")
+    assert DataConfig(corpus="text", path="a.txt", tokenizer="./theirs")  # refused when it is read
+
+
 # ---------------------------------------------------------------------------------------------------- errors
 
 

@@ -113,6 +113,23 @@ def test_parquet(tmp_path: Path) -> None:
         passages(path, field="body")
 
 
+def test_what_is_null_is_no_text(tmp_path: Path) -> None:
+    """In every format of records."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
+    (tmp_path / "a.csv").write_text("n,text\n1,one\n2,\n3,two\n")
+    for name in ("a.jsonl", "a.csv"):
+        assert passages(tmp_path / name) == ["one", "two"]
+
+
+def test_a_column_of_categories_is_text(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow comes with flowlm[data]")
+    import pyarrow.parquet as parquet
+
+    column = arrow.array(["one", "two", "one", None]).dictionary_encode()
+    parquet.write_table(arrow.table({"text": column}), tmp_path / "a.parquet")
+    assert passages(tmp_path / "a.parquet") == ["one", "two", "one"]
+
+
 def test_parquet_without_its_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
@@ -133,6 +150,7 @@ def test_a_folder_in_the_order_of_names(tmp_path: Path) -> None:
     reader = TextReader(tmp_path)
     assert [*reader.documents()] == [["first"], ["third"], ["second"]]  # a.txt.gz, b/one.txt, b.jsonl
     assert reader.skipped == {"": 1, ".png": 1}
+    assert reader.kinds == {".gz": 1, ".txt": 1, ".jsonl": 1}
     assert [name for name, _, _ in reader.fingerprint()] == ["a.txt.gz", "b/one.txt", "b.jsonl"]
     before = reader.sha256()
     (tmp_path / "b" / "one.txt").rename(tmp_path / "b" / "two.txt")
@@ -234,6 +252,12 @@ def test_corrupt_archives(tmp_path: Path, name: str, damage: str) -> None:
             '{"text": 3}\n',
             r"line 1: the field 'text' holds int, not text: set data\.field to another",
         ),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"txt": "y"}\n',
+            r"line 2 has no field 'text', which the 1 records before it have: mend the line, or remove it",
+        ),
+        ("a.jsonl", '{"text": "x"}\n{"text": 3}\n', r"holds int, not text: mend the line, or remove it"),
         ("a.csv", "n,body\n1,x\n", r"a\.csv has no field 'text': set data\.field to one of 'n', 'body'"),
         (
             "a.csv",
@@ -254,7 +278,9 @@ def test_bad_records(tmp_path: Path, name: str, content: str, reason: str) -> No
 def test_nothing_to_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.path is empty"):
         TextReader("")
-    with pytest.raises(ValueError, match=r"none' does not exist \(read from .*\): check it"):
+    with pytest.raises(
+        ValueError, match=r"none' does not exist \(seen from .*\): say with --data\.path where it is"
+    ):
         TextReader(tmp_path / "none")
     (tmp_path / "x.png").write_bytes(b"")
     (tmp_path / "LICENSE").write_bytes(b"")

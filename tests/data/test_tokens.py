@@ -375,4 +375,5 @@ def test_all_texts_of_a_row() -> None:
     assert tokenizer.decode_all([a, pad, b, end]) == [
         "a [PAD] b"
     ]  # a fault of the model that wrote it is shown
+    assert tokenizer.decode_all([a, pad, pad, end, b, pad]) == ["a", "b"]  # only filling
     assert tokenizer.decode_all([end, pad]) == tokenizer.decode_all([]) == []

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flowlm.data.corpora import Corpus, DataConfig, load_corpus
+from flowlm.data.grammar import Grammar
 from flowlm.evaluation import judge as module
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import ROW
@@ -79,6 +80,16 @@ def test_reference_rows(corpus: Corpus) -> None:
     assert judge.reference_rows(250, seed=3)[1] == ngram
     assert judge.reference_rows(250, seed=4)[1] != ngram
     assert judge.reference_rows(10_000, seed=3)[0]["num"] == 300  # there are no more
+
+
+def test_the_reference_is_written_as_texts_are() -> None:
+    """Stories of the n-gram model have the frame that five words reach to, if their spacing is that of stories."""
+    grammar = Grammar()
+    judge = TextJudge(load_corpus(DataConfig(corpus="grammar", num=20_000, held_out=200), 64))
+    held_out, ngram = judge.reference_rows(200, 3, grammar)
+    assert held_out["valid"] == 1
+    assert ngram["parsed"] > 0.5
+    assert ngram["valid"] < 0.5
 
 
 def test_a_large_text_is_read_in_part_and_it_is_said(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,8 @@ class DataConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
         existing = self.tokenizer not in _TRAINED
-        if existing and not (Path(self.tokenizer).suffix or len(Path(self.tokenizer).parts) > 1):
+        place = Path(self.tokenizer)
+        if existing and not (place.suffix or place.exists() or {"/", os.sep} & {*self.tokenizer}):
             nearest = difflib.get_close_matches(self.tokenizer, _TRAINED, n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"data.tokenizer = {self.tokenizer!r} is unknown: the nearest known name is {nearest!r}; known: "
@@ -136,6 +137,29 @@ class Corpus:
     held_out: NDArray[Any] = field(repr=False)
     tokenizer: Tokenizer
     meta: dict[str, Any]
+
+
+#: Bytes of text that one word of it has at most on average, in scripts that part words.
+LONG_WORD = 20
+
+
+def _hints(config: DataConfig, meta: Mapping[str, Any]) -> Iterable[str]:
+    """What of settings and text goes badly together, and what would do instead."""
+    filling = 1 - meta["tokens"] / (meta["train"] * meta["length"])
+    if filling > 0.5 and config.rows != "wrap":
+        longest = meta["max_tokens"] + 1
+        instead = (
+            f"--model.length {longest} holds every passage"
+            if longest <= 0.75 * meta["length"]
+            else "--data.rows wrap fills them, with several passages in a row"
+        )
+        yield f"{filling:.0%} of the rows is filling, which is computed like text: {instead}"
+    tokens = meta["mean_tokens"] * meta["passages"]
+    if config.tokenizer == "words" and 0 < meta["mean_tokens"] < 3 and meta["bytes"] / tokens > LONG_WORD:
+        yield (
+            f"a word of this text has {meta['bytes'] / tokens:.0f} bytes: where words are not parted by spaces, take "
+            "pieces of them, --data.tokenizer bpe --data.vocab-size 4096"
+        )
 
 
 def load_corpus(
@@ -317,6 +341,9 @@ def _text(
     )
     if reader.left_out:
         say(f"{path}: files of other kinds are left out: {reader.left_out}")
+    if len(reader.kinds) > 1:
+        counts = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in reader.kinds.items())
+        say(f"{path}: read are {counts}")
     if folder is not None and folder.exists() and not is_prepared(folder) and any(folder.iterdir()):
         raise ValueError(f"{folder} holds something else than prepared text: give a new folder")
 
@@ -403,6 +430,8 @@ def _described(config: DataConfig, found: Prepared, versions: dict[str, str], sa
         f"{meta['train']:,} + {meta['held_out']:,} rows of {meta['length']} tokens, V = {meta['vocab_size']}; a "
         f"passage has {meta['mean_tokens']:.1f} tokens, at most {meta['max_tokens']}"
     )
+    for hint in _hints(config, meta):
+        say(hint)
     source: dict[str, Any] = {
         "corpus": config.corpus,
         "path": config.path,

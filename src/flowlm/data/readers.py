@@ -21,6 +21,7 @@ import re
 import sys
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -174,7 +175,8 @@ class TextReader:
                     f"{error.filename} is a link that leads nowhere: fetch what it names, or remove it"
                 ) from None
             raise ValueError(
-                f"data.path = {str(self.path)!r} does not exist (read from {Path.cwd()}): check it"
+                f"data.path = {str(self.path)!r} does not exist (seen from {Path.cwd()}): say with --data.path where "
+                "it is"
             ) from None
         except OSError as error:
             raise _unreadable(self.path, error) from error
@@ -190,6 +192,12 @@ class TextReader:
     def left_out(self) -> str:
         """What is not read, in words: "3 .pdf, 1 without a suffix"; empty for nothing."""
         return ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in sorted(self.skipped.items()))
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Files that are read, by suffix."""
+        entries = [entry for found in self._entries.values() for entry in found]
+        return Counter(Path(entry.member or entry.path.name).suffix.lower() for entry in entries)
 
     def _entries_of(self, file: Path) -> list[_Entry]:
         if file.suffix.lower() == ".zip":
@@ -402,6 +410,7 @@ def _no_field(entry: _Entry, field: str, known: list[str], where: str = "") -> V
 
 
 def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
+    good = 0
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
@@ -414,13 +423,22 @@ def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
             ) from None
         if not isinstance(record, dict):
             raise ValueError(f"{entry}{where} holds {type(record).__name__}, not an object with fields")
+        if field not in record and good:
+            raise ValueError(
+                f"{entry}{where} has no field {field!r}, which the {good:,} records before it have: mend the line, or "
+                "remove it"
+            )
         if field not in record:
             raise _no_field(entry, field, list(record), where)
         text = record[field]
+        if text is None:
+            continue  # no text, as an empty cell of a table is none
         if not isinstance(text, str):
+            fix = "mend the line, or remove it" if good else "set data.field to another"
             raise ValueError(
-                f"{entry}{where}: the field {field!r} holds {type(text).__name__}, not text: set data.field to another"
+                f"{entry}{where}: the field {field!r} holds {type(text).__name__}, not text: {fix}"
             )
+        good += 1
         yield text
 
 
@@ -473,6 +491,8 @@ def _parquet(stream: IO[bytes], entry: _Entry, field: str) -> Iterator[tuple[str
     if field not in table.schema_arrow.names:
         raise _no_field(entry, field, table.schema_arrow.names)
     kind = table.schema_arrow.field(field).type
+    if arrow.types.is_dictionary(kind):
+        kind = kind.value_type
     if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
         raise ValueError(f"{entry}: the column {field!r} holds {kind}, not text: set data.field to another")
     total, seen = table.metadata.num_rows, 0

@@ -25,7 +25,7 @@ from flowlm.files import write_data, write_json
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["EOS", "PAD", "UNK", "Tokenizer"]
+__all__ = ["EOS", "PAD", "UNK", "Tokenizer", "join_words"]
 
 EOS, PAD, UNK = "[EOS]", "[PAD]", "[UNK]"
 FILE = pretrained.TOKENIZER
@@ -47,7 +47,7 @@ def _is_word(token: str) -> bool:
     return token[-1].isalnum()
 
 
-def _join(tokens: Iterable[str]) -> str:
+def join_words(tokens: Iterable[str]) -> str:
     """Words with canonical spacing. Never joins two tokens into what would be read as one."""
     text: list[str] = []
     open_quotes: set[str] = set()
@@ -206,7 +206,8 @@ class Tokenizer:
     def decode(self, ids: Iterable[Any]) -> str:
         """The text of `ids` (a list, an array, a tensor) up to the first end token.
 
-        A pad before it, which no encoded text has, is shown: it is a fault of the model that wrote it.
+        Pads before it, which no encoded text has, are a fault of the model that wrote them: they are shown within the
+        text, and are only the filling that they are at its end.
 
         ValueError: an id outside 0..V-1.
         """
@@ -218,8 +219,10 @@ class Tokenizer:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} lies outside the vocabulary, 0..{self.vocab_size - 1}")
             kept.append(i)
+        while kept and kept[-1] == self.pad_id:
+            kept.pop()
         if self.kind == "words":
-            return _join(self._tokens[i] for i in kept)
+            return join_words(self._tokens[i] for i in kept)
         return str(self._model.decode(kept, skip_special_tokens=False))
 
     def decode_all(self, ids: Iterable[Any]) -> list[str]:
@@ -384,7 +387,7 @@ class Tokenizer:
 
 
 def _is_ours(described: dict[str, Any]) -> bool:
-    """Whether words are split as `train_words` does, which `_join` and the reading by chunks rely on."""
+    """Whether words are split as `train_words` does, which `join_words` and the reading by chunks rely on."""
     split = {"type": "Split", "pattern": {"Regex": _WORD}, "behavior": "Removed", "invert": True}
     return (
         described["model"]["type"] == "WordLevel"

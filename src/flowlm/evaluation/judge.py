@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flowlm.data.corpora import Corpus
 from flowlm.data.grammar import Grammar
-from flowlm.data.tokens import UNK, Tokenizer
+from flowlm.data.tokens import UNK, Tokenizer, join_words
 from flowlm.evaluation.copying import Copies
 from flowlm.evaluation.diversity import self_bleu
 from flowlm.evaluation.metrics import evaluate_texts, make_row, merged, passage, words
@@ -120,7 +120,7 @@ class TextJudge:
         """
         texts = {
             "held-out": _texts(self._tokenizer, self._held_out[np.sort(self._order(seed)[:num])]),
-            f"{ORDER}-gram": [" ".join(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
+            f"{ORDER}-gram": [join_words(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
         }
         rows = []
         for name, own in texts.items():

@@ -2,6 +2,7 @@
 
 run/
   config.toml  config.json  tokenizer.json  clock.json     what it is
+  data.json  origin.json                                   what it learned from, and where it was begun
   tokenizer_config.json                                    end token and pad of a tokenizer made elsewhere
   model.safetensors  ema.safetensors                       the exported checkpoint's weights
   metrics.jsonl  samples/                                  what happened
@@ -27,10 +28,12 @@ from flowlm.clock import Clock
 from flowlm.model import read_sampling_clock, write_model_config, write_sampling_clock
 from flowlm.weights import load_weights, read_tensors, write_weights
 
+ORIGIN = "origin.json"
+"""Commit, torch, machine and arithmetic with which a run was begun."""
 CHECKPOINT_FORMAT = "flowlm-checkpoint/1"
 #: What a run directory may hold, and --force may therefore remove.
 _OURS = re.compile(
-    r"config\.toml|config\.json|tokenizer(_config)?\.json|clock\.json|data\.json|metrics\.jsonl|samples|checkpoints"
+    r"config\.toml|config\.json|tokenizer(_config)?\.json|clock\.json|(data|origin)\.json|metrics\.jsonl|samples|checkpoints"
     r"|(model|ema|nonfinite-step-\d+)\.safetensors|\..*\.tmp"
 )
 

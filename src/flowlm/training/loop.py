@@ -30,11 +30,12 @@ from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
-from flowlm.device import is_out_of_memory, precision, resolve_device, resolve_dtype
+from flowlm.device import describe, is_out_of_memory, precision, resolve_device, resolve_dtype
+from flowlm.evaluation.samples import current_commit
 from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
 from flowlm.progress import Part, Progress
-from flowlm.training.checkpoint import Metrics, RunDirectory, save_batch
+from flowlm.training.checkpoint import ORIGIN, Metrics, RunDirectory, save_batch
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
 from flowlm.weights import load_weights
@@ -255,6 +256,15 @@ class Trainer:
         self.run.create(dump_toml(self.config), force=force)
         self.corpus.tokenizer.save(self.run.path)
         files.write_json(self.run.path / DATA, self.corpus.meta)
+        files.write_json(
+            self.run.path / ORIGIN,
+            {
+                "commit": current_commit(),
+                "torch": torch.__version__,
+                "machine": describe(self.device),
+                "dtype": str(self.dtype)[6:],
+            },
+        )
 
     def resume(self) -> None:
         """Restore the newest checkpoint.
