@@ -564,6 +564,8 @@ class CompareOptions:
 
     out: str = ""
     """Folder of its runs and its report; comparisons/<recipe's name> when empty."""
+    force: bool = False
+    """Write into a folder that holds something else than a comparison."""
 
 
 def _compare(args: list[str]) -> int:
@@ -572,19 +574,22 @@ def _compare(args: list[str]) -> int:
     from flowlm.comparison.recipe import CompareConfig, load_comparison
     from flowlm.comparison.report import report
     from flowlm.comparison.runs import Interrupted, Runner
-    from flowlm.config import RunConfig, dotted, to_dict
+    from flowlm.config import RunConfig, dotted, from_dict, to_dict
 
     typed = list(args)
     wants_help = args[:1] in (["-h"], ["--help"])
     recipe = "" if wants_help else _positional(args, "a comparison's recipe, such as compare-grammar")
-    before = load_comparison(recipe).config if recipe else CompareConfig()
+    loaded = load_comparison(recipe) if recipe else None
+    before = loaded.config if loaded else CompareConfig()
+    # Data and objective of one of them: options are read over something that is whole.
+    whole = from_dict(RunConfig, loaded.entries[0].values) if loaded else RunConfig()
     kind = dataclasses.make_dataclass(
         "Options",
         [
             (
                 "config",
                 Annotated[RunConfig, tyro.conf.arg(name="")],
-                dataclasses.field(default_factory=RunConfig),
+                dataclasses.field(default=whole),
             ),
             ("compare", CompareConfig, dataclasses.field(default=before)),
         ],
@@ -605,8 +610,16 @@ def _compare(args: list[str]) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError('the report of a comparison has a plot: pip install "flowlm[plot]"')
     out = Path(options.out) if options.out else Path("comparisons") / Path(recipe).stem
+    if out.is_dir() and any(out.iterdir()) and not (out / "work").is_dir() and not options.force:
+        raise ValueError(
+            f"{out} holds something else than a comparison, whose report would replace what is there: choose another "
+            "--out, or use --force"
+        )
     try:
-        report(Runner(comparison, out, _say), shlex.join(["flowlm", "compare", *typed]))
+        report(
+            Runner(comparison, out, _say),
+            shlex.join(["flowlm", "compare", *(word for word in typed if word != "--force")]),
+        )
     except Interrupted:
         _say(
             f"interrupted; what is finished is kept. Go on with: {shlex.join(['flowlm', 'compare', *typed])}"

@@ -15,7 +15,7 @@ from flowlm.comparison.report import Verdict, pivot, quality, summary, verdicts
 from flowlm.comparison.runs import Interrupted, Runner
 from flowlm.config import merge, nested
 from flowlm.training.loop import Trainer
-from helpers import command, said, silent, values
+from helpers import command, corpus, said, silent, values
 
 COMPARE = {
     "budgets": [0.0004, 0.0008],
@@ -204,7 +204,10 @@ def test_claims_are_judged_seed_by_seed() -> None:
     assert text == (
         "A in 1 network call above B in 8 network calls: holds for 1 of 3 seeds (33.3 % against 43.3 %)"
     )
-    assert "not decided" in str(Verdict(claim, 1.0, {}, higher=True))
+    # who does not reach the entropy of the data has nothing to show; who is alone in reaching it has won nothing
+    lone = Verdict(claim, 1.0, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)}, higher=False)
+    assert (lone.held, lone.alone) == (1, 1)
+    assert "holds for 1 of 3 seeds, 1 not decided, as B does not reach it (4.0 against 5.0)" in str(lone)
 
 
 def test_means_and_deviations_over_seeds() -> None:
@@ -314,6 +317,69 @@ def test_a_budget_of_less_than_a_step(tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = written(tmp_path / "small.toml", {"compare.budgets": [1e-9]})
     assert command("compare", recipe, "--out", tmp_path / "out") == 1
     assert "a step takes" in said(capsys)
+
+
+def test_another_text_is_another_comparison(tmp_path: Path, finished: tuple[Path, Path]) -> None:
+    recipe, out = finished
+    other = tmp_path / "other.txt"
+    other.write_text("\n".join(f"a {i} b {i % 7} c" for i in range(100)))
+
+    def job(over: dict[str, Any]) -> Any:
+        comparison = load_comparison(recipe, over)
+        runner = Runner(comparison, out, silent)
+        runner.rates = {"FLM": 1.0}
+        return runner.job(comparison.entry("FLM"), 0.0008, 0, 1.0)
+
+    copy = tmp_path / "copy.txt"
+    copy.write_bytes(corpus().read_bytes())
+    assert job({"data.path": str(copy)}).hash == job({}).hash
+    assert job({"data.path": str(other)}).hash != job({}).hash
+
+
+def test_how_rows_are_judged_is_part_of_them(finished: tuple[Path, Path]) -> None:
+    recipe, out = finished
+    plain = Runner(load_comparison(recipe), out, silent)._judging()
+    for over in (
+        {"num": 13},
+        {"frontier": True},
+        {"scorer": "gpt2-large"},
+        {"scorer": "AR", "scorer_budget": 1.0},
+    ):
+        values = COMPARE | over
+        other = Runner(
+            dataclasses.replace(load_comparison(recipe), config=CompareConfig(**values)),  # type: ignore[arg-type]
+            out,
+            silent,
+        )
+        assert other._judging() != plain
+
+
+def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = written(tmp_path / "a.toml")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("precious")
+    assert command("compare", recipe, "--out", tmp_path / "out") == 1
+    assert "holds something else than a comparison" in said(capsys)
+    assert (tmp_path / "out" / "README.md").read_text() == "precious"
+
+
+def test_the_package_s_recipes_take_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("flowlm.comparison.report.report", lambda runner, typed: asked.append(runner))
+    assert command("compare", "compare-captions", "--data.path", corpus(), "--out", tmp_path / "out") == 0
+    for entry in asked[0].comparison.entries:
+        assert entry.values["data"]["path"] == str(corpus())
+        assert entry.values["data"]["corpus"] == "text"
+
+
+def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
+    over = {"compare.seeds": [0], "compare.budgets": [0.0004], "compare.rates": [1.0, 1e30]}
+    recipe = written(tmp_path / "a.toml", over | {"claims": []})
+    text = recipe.read_text()
+    recipe.write_text(text[: text.index("[models.MDLM]")])
+    lines: list[str] = []
+    runner = Runner(load_comparison(recipe), tmp_path / "out", lines.append)
+    assert runner.rate(runner.comparison.entry("FLM")) == 1.0
 
 
 def test_options_hold_for_all_models(tmp_path: Path) -> None:

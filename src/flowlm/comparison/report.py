@@ -10,7 +10,6 @@ from flowlm.comparison.recipe import Claim, Comparison
 from flowlm.comparison.runs import Runner
 from flowlm.evaluation.plots import Panel, plot_panels
 from flowlm.evaluation.report import Picture, Row, Samples, Table, Text, html_report, markdown, write_json
-from flowlm.evaluation.samples import current_commit
 from flowlm.files import write_data
 
 __all__ = ["Verdict", "judged", "pivot", "quality", "report", "summary", "verdicts"]
@@ -69,6 +68,8 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
                 values[name] = statistics.fmean(known)
             if name == key and len(known) > 1:
                 values[f"{name}_sd"] = statistics.stdev(known)
+            if name == key and known and len(known) < len(same):
+                values["reached"] = len(known)
         out.append(values)
     return out
 
@@ -91,7 +92,8 @@ def _shown(key: str, row: Row) -> str:
         return "not reached"
     scale, digits = (100, 1) if key == "valid" else (1, 1)
     spread = f" ± {scale * deviation:.{digits}f}" if deviation is not None else ""
-    return f"{scale * value:.{digits}f}{spread}"
+    part = f" ({row['reached']} of {row['seeds']})" if "reached" in row else ""
+    return f"{scale * value:.{digits}f}{spread}{part}"
 
 
 class Verdict:
@@ -100,25 +102,36 @@ class Verdict:
     Args:
         claim: which.
         budget: TFLOP.
-        pairs: of each seed, the quality of the one and of the other.
+        pairs: of each seed, the quality of the one and of the other; None where it does not reach the entropy of the
+            data, and is worth nothing.
         higher: whether more is better.
     """
 
     def __init__(
-        self, claim: Claim, budget: float, pairs: Mapping[int, tuple[float, float]], *, higher: bool
+        self,
+        claim: Claim,
+        budget: float,
+        pairs: Mapping[int, tuple[float | None, float | None]],
+        *,
+        higher: bool,
     ):
         self.claim, self.budget, self.pairs = claim, budget, dict(pairs)
-        self.held = sum((a > b) if higher else (a < b) for a, b in self.pairs.values())
-        self._percent = higher
+        both = [(a, b) for a, b in pairs.values() if a is not None and b is not None]
+        self.held = sum((a > b) if higher else (a < b) for a, b in both)
+        self.alone = sum(a is not None and b is None for a, b in pairs.values())
+        """Seeds in which the other does not reach the entropy of the data: they decide nothing."""
+        self._both, self._percent = both, higher
 
     def __str__(self) -> str:
         claim = self.claim
         what = f"{claim.better} in {_calls(claim.at)} above {claim.than} in {_calls(claim.than_at)}"
-        if not self.pairs:
-            return f"{what}: not decided, no seed has both"
-        means = [statistics.fmean(side) for side in zip(*self.pairs.values(), strict=True)]
+        apart = f", {self.alone} not decided, as {claim.than} does not reach it" if self.alone else ""
+        held = f"{what}: holds for {self.held} of {len(self.pairs)} seeds{apart}"
+        if not self._both:
+            return held
+        means = [statistics.fmean(side) for side in zip(*self._both, strict=True)]
         one, other = (f"{100 * m:.1f} %" if self._percent else f"{m:.1f}" for m in means)
-        return f"{what}: holds for {self.held} of {len(self.pairs)} seeds ({one} against {other})"
+        return f"{held} ({one} against {other})"
 
 
 _NAMES = {
@@ -151,7 +164,7 @@ def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
         for claim in comparison.claims:
             mine = judged(rows, claim.better, claim.at, budget)
             theirs = judged(rows, claim.than, claim.than_at, budget)
-            pairs = {seed: (mine[seed], theirs[seed]) for seed in mine if seed in theirs}
+            pairs = {seed: (mine.get(seed), theirs.get(seed)) for seed in comparison.config.seeds}
             out.append(Verdict(claim, budget, pairs, higher=quality(rows) == "valid"))
     return out
 
@@ -222,7 +235,8 @@ def report(runner: Runner, command: str) -> None:
         {
             "title": comparison.title,
             "command": command,
-            "commit": current_commit(),
+            "commit": runner.commit,
+            "data": runner.texts(),
             "rates": rates,
             "claims": [
                 {"text": str(v), "budget": v.budget, "held": v.held, "seeds": len(v.pairs)} for v in found
@@ -232,13 +246,14 @@ def report(runner: Runner, command: str) -> None:
         },
     )
     plot_panels(panels(comparison, rows, references), folder / PICTURE)
+    sources = ", ".join(f"{text['corpus']} sha256 {text['sha256'][:12]}" for text in runner.texts())
     unit = _NAMES[quality(rows)] + ", %" * (quality(rows) == "valid")
     about = (
-        f"`{command}`, commit {current_commit()}. Seeds {', '.join(map(str, compare.seeds))}; {compare.num} passages a "
+        f"`{command}`, commit {runner.commit}. Seeds {', '.join(map(str, compare.seeds))}; {compare.num} passages a "
         f"row; learning rates times "
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP. Of a student's budget "
-        f"{100 * compare.share:.0f} % went to its teacher."
+        f"{100 * compare.share:.0f} % went to its teacher. Text: {sources}."
     )
     shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
     lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]

@@ -17,16 +17,17 @@ from flowlm.comparison.recipe import Comparison, Entry, identity, resolved
 from flowlm.config import RunConfig, from_dict
 from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
+from flowlm.device import resolve_device, resolve_dtype
 from flowlm.evaluation.judge import TextJudge
-from flowlm.evaluation.metrics import law_row
+from flowlm.evaluation.metrics import law_row, passage
 from flowlm.evaluation.runs import evaluate_run, held_out_curve, shown_samples
 from flowlm.evaluation.samples import current_commit
-from flowlm.evaluation.scorers import Scorer, open_scorer
+from flowlm.evaluation.scorers import Scorer, feature_texts, open_scorer
 from flowlm.families import family
 from flowlm.progress import Part, Progress
 from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.flops import flops_of_step
-from flowlm.training.loop import Trainer, open_run
+from flowlm.training.loop import Trainer, TrainingError, open_run
 
 __all__ = ["Interrupted", "Job", "Runner"]
 
@@ -52,11 +53,17 @@ class Job:
     teacher: Job | None
     flops: float
     """Of the whole of it, its teacher's not counted."""
+    data: str
+    """Hash of its text and tokens."""
+    where: str
+    """On what kind of device and in which arithmetic it is computed."""
 
     @property
     def hash(self) -> str:
         """Of all that its result depends on."""
-        return identity([resolved(self.config), self.teacher.hash if self.teacher else ""])
+        return identity(
+            [resolved(self.config), self.teacher.hash if self.teacher else "", self.data, self.where]
+        )
 
     @property
     def folder(self) -> str:
@@ -111,6 +118,17 @@ class Runner:
             self._corpora[key] = load_corpus(config.data, config.model.length, None, self.say)
         return self._corpora[key]
 
+    def data(self, entry: Entry) -> str:
+        """A hash of the text and the tokens of an entry, wherever they lie."""
+        meta = self.corpus(entry).meta
+        named = ("sha256", "law_sha256", "tokenizer_sha256", "train", "held_out")
+        return identity([meta.get(name) for name in named])
+
+    def where(self, config: RunConfig) -> str:
+        """The kind of device and the arithmetic of a run."""
+        device = resolve_device(config.train.device)
+        return f"{device.type} {resolve_dtype(config.train.dtype, device)[0]}"
+
     def judge(self, entry: Entry) -> TextJudge | None:
         """By the training text; None where there is a law to judge by."""
         corpus = self.corpus(entry)
@@ -138,7 +156,7 @@ class Runner:
         """Of one step of an entry's training, in floating-point operations; counted once, kept in the folder."""
         config = self._runs[entry.name]
         base = self.comparison.entry(entry.base) if entry.base else None
-        key = identity([resolved(config), resolved(self._runs[base.name]) if base else ""])
+        key = identity([resolved(config), resolved(self._runs[base.name]) if base else "", self.data(entry)])
         path = self.work / "flops" / f"{key}.json"
         if key not in self._flops and path.exists():
             self._flops[key] = float(json.loads(path.read_text(encoding="utf-8"))["flops"])
@@ -190,7 +208,8 @@ class Runner:
             config.optim, lr=config.optim.lr * rate, muon_lr=config.optim.muon_lr * rate
         )
         train = dataclasses.replace(config.train, steps=steps, seed=seed, keep=1)
-        return Job(entry, dataclasses.replace(config, optim=optim, train=train), teacher, each * steps)
+        config = dataclasses.replace(config, optim=optim, train=train)
+        return Job(entry, config, teacher, each * steps, self.data(entry), self.where(config))
 
     def _searches(self, entry: Entry) -> Iterator[tuple[float, Job]]:
         compare = self.comparison.config
@@ -235,13 +254,21 @@ class Runner:
         compare = self.comparison.config
         if len(compare.rates) == 1:
             return compare.rates[0]
-        path = self.work / "rates" / f"{identity([job.hash for _, job in self._searches(entry)])}.json"
+        asked = [*(job.hash for _, job in self._searches(entry)), compare.search_steps, *self._judging()]
+        path = self.work / "rates" / f"{identity(asked)}.json"
         if path.exists():
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
         found: dict[float, float] = {}
         for i, (rate, job) in enumerate(self._searches(entry)):
             training, judging = part.share(i, len(compare.rates)).split(0.7) if part else (None, None)
-            found[rate] = self._fault(job, self.train(job, training), judging)
+            try:
+                fault = self._fault(job, self.train(job, training), judging)
+            except TrainingError as error:
+                self._tell(part, f"{entry.name} at {rate:g} times its learning rates: {error}")
+                fault = math.inf
+            found[rate] = fault if math.isfinite(fault) else math.inf
+        if min(found.values()) == math.inf and family(self._runs[entry.name].objective).held_out_ranks:
+            raise TrainingError(f"{entry.name} diverges at every learning rate of compare.rates: lower them")
         # Of equals, the one that changes least.
         chosen = min(found, key=lambda rate: (found[rate], abs(math.log(rate))))
         self._tell(
@@ -309,10 +336,15 @@ class Runner:
         )
         return [row for row in rows if row["nfe"]]  # what is no model is judged once for all
 
+    def _judging(self) -> list[Any]:
+        """What rows depend on beside the model and its sampler."""
+        compare = self.comparison.config
+        return [compare.num, compare.frontier, compare.scorer, compare.scorer_budget or max(compare.budgets)]
+
     def _measured(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:
         """The rows of one model, one budget and one seed: judged now, or found."""
         compare = self.comparison.config
-        asked = [job.hash, compare.steps, compare.num, job.entry.samplers]
+        asked = [job.hash, compare.steps, job.entry.samplers, *self._judging()]
         path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
         if path.exists():
             return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
@@ -351,15 +383,24 @@ class Runner:
         seed = compare.search_seed
         judges = {id(judge): judge for entry in self.comparison.entries if (judge := self.judge(entry))}
         scorer = self.scorer() if judges else None
-        rows = [
-            row for judge in judges.values() for row in judge.reference_rows(compare.num, seed, None, scorer)
-        ]
+        rows = []
+        for judge in judges.values():
+            others = None
+            if scorer is not None:
+                others = feature_texts(scorer, [passage(text) for text in judge.halves(compare.num, seed)[1]])
+            rows += judge.reference_rows(compare.num, seed, None, scorer, others)
         for row in rows:
             if row["model"] == "held-out":
                 row["perplexity_at_data_entropy"] = row["perplexity"]  # by definition
         if any(self.judge(entry) is None for entry in self.comparison.entries):
             rows.append(law_row(Grammar(), compare.num, seed))
         return rows
+
+    def texts(self) -> list[dict[str, Any]]:
+        """What the models learned from: name and sha256."""
+        metas = [self.corpus(entry).meta for entry in self.comparison.entries]
+        found = {meta.get("sha256") or meta.get("law_sha256"): meta.get("corpus") for meta in metas}
+        return [{"corpus": name, "sha256": sha256} for sha256, name in found.items()]
 
     def samples(self, rows: Sequence[dict[str, Any]], shown: int = 5) -> dict[str, list[str]]:
         """Passages of each model in the fewest network calls, of the largest budget and the first seed."""

@@ -16,15 +16,16 @@ from flowlm.clock import Clock, DecodingErrorClock
 from flowlm.discrete import duo
 from flowlm.discrete.base import SCHEDULE
 from flowlm.discrete.distil import Rounds, RoundsObjective, check_teacher, divergence
-from flowlm.discrete.gaussian import argmax_tokens, kept, row_noise, time_of
+from flowlm.discrete.gaussian import argmax_tokens, kept, level_of, row_noise, time_of
 from flowlm.discrete.network import TokenNetwork
 from flowlm.families import Objective
 
 if TYPE_CHECKING:
     from flowlm.config import RunConfig
 
-#: g of the least and the most noise that students learn.
-LEVELS = (-4.0, -1.0)
+#: α of the least and the most noise that students learn: those of g = -4 and -1 at the paper's V = 30,522. At one g a
+#: smaller vocabulary is less noisy, and the first step of all would be learnt by none.
+LEVELS = (0.9991, 0.0075)
 
 
 class DCDObjective(RoundsObjective):
@@ -35,7 +36,7 @@ class DCDObjective(RoundsObjective):
         self.clock = clock
 
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        low, high = LEVELS
+        low, high = level_of(torch.tensor(LEVELS), self.clock).tolist()
         later = draws["t"].double()
         pair = [low + (high - low) * t for t in (later, (later - self.rounds.width).clamp_min(0.0))]
         epsilon = row_noise(noise[0, :, 0], (tokens.shape[1], net.config.vocab_size))

@@ -229,11 +229,9 @@ class Panel:
 def plot_panels(rows: Sequence[Sequence[Panel]], path_png: PathLike) -> None:
     """Pictures in rows, with one legend: each model has one colour and mark in all of them.
 
-    ValueError: no panel has a point; ImportError: matplotlib is missing.
+    ImportError: matplotlib is missing.
     """
     models = list(dict.fromkeys(model for row in rows for panel in row for model in panel.lines))
-    if not models:
-        raise ValueError("no model has a point to draw")
     columns = max(map(len, rows))
     figure, grid = _canvas(4.8 * columns, 3.9 * len(rows) + 0.4, len(rows), columns)
     handles: dict[str, Any] = {}
@@ -248,6 +246,12 @@ def plot_panels(rows: Sequence[Sequence[Panel]], path_png: PathLike) -> None:
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.12, lw=0, zorder=2)
             if panel.level is not None:
                 handles["the data itself"] = axes.axhline(panel.level, color=_INK, lw=1.2, ls="--", zorder=1)
+            if not panel.lines:
+                _dress(axes, panel.title)
+                axes.text(
+                    0.5, 0.5, "no model reaches it", transform=axes.transAxes, ha="center", color=_FAINT
+                )
+                continue
             if panel.below == "calls":
                 _of_calls(axes, [int(point[0]) for points in panel.lines.values() for point in points])
             else:
@@ -267,7 +271,7 @@ def plot_panels(rows: Sequence[Sequence[Panel]], path_png: PathLike) -> None:
         [handles[name] for name in ordered],
         ordered,
         loc="outside lower center",
-        ncols=min(len(ordered), 2 * columns),
+        ncols=max(1, min(len(ordered), 2 * columns)),
         frameon=False,
         labelcolor=_INK,
     )
