@@ -509,6 +509,10 @@ def test_the_clean_environment_writes_english(clean: CleanEnvironment, tmp_path:
     assert len(own) > 8 * 40
     # eight stories; tests/test_packaged.py counts more of them
     assert sum(word in set(Grammar().vocabulary) for word in own) / len(own) >= 0.9
+    card = clean("flowlm", "info", cwd=tmp_path)
+    assert "## How it was made" in card
+    assert "## How good it is" in card
+    assert "\n## In 1 network call" not in card
 
 
 def test_the_clean_environment_trains(clean: CleanEnvironment, tmp_path: Path) -> None:

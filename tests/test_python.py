@@ -34,6 +34,9 @@ def test_a_run_is_not_replaced_unless_told(tmp_path: Path) -> None:
     flowlm.train(path, tmp_path / "a", SMALL, say=silent)
     with pytest.raises(ValueError, match="already holds a run"):
         flowlm.train(path, tmp_path / "a", SMALL, say=silent)
+    # and that is found before the text is read
+    with pytest.raises(ValueError, match="already holds a run"):
+        flowlm.train(path, tmp_path / "a", SMALL | {"data.path": "nowhere.txt"}, say=silent)
     flowlm.train(path, tmp_path / "a", SMALL, force=True, say=silent)
 
 

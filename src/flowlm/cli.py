@@ -286,6 +286,7 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
 
     from flowlm.config import RunConfig, default_run_folder, dotted, from_dict, to_dict
     from flowlm.runs import recipe_values
+    from flowlm.training.checkpoint import RunDirectory
     from flowlm.training.loop import MAY_CHANGE, Trainer, open_run, read_run_config
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
@@ -330,6 +331,7 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
         if command == "distill" and not options.config.teacher:
             raise ValueError("distill needs its teacher: --teacher RUN, the run directory of a trained FLM")
         folder = options.out or default_run_folder(recipe)
+        RunDirectory(folder).check(force=options.force)  # before minutes go into a text
         short = {name: value for name in ("device", "dtype") if (value := getattr(options, name))}
         train = dataclasses.replace(options.config.train, **short)
         trainer = Trainer(dataclasses.replace(options.config, train=train), folder, say=_say)
@@ -674,7 +676,11 @@ def _info(args: list[str]) -> int:
         for key, value in describe_data(target).items():
             print(f"data {key}: {value}")
         if target == PACKAGED:
-            print((target / CARD).read_text(encoding="utf-8"))
+            # Its samples are many: what it is and how good comes first.
+            card, _, samples = (target / CARD).read_text(encoding="utf-8").partition("\n## In ")
+            print(card)
+            if samples:
+                print(f"\nSamples at each number of network calls are in {target / CARD}")
         elif (target / "config.toml").exists():
             print(dump_toml(from_dict(RunConfig, read_toml(target / "config.toml"))))
     else:

@@ -66,8 +66,10 @@ def _run(
     force: bool,
     say: Callable[[str], None],
 ) -> FlowLM:
+    from flowlm.training.checkpoint import RunDirectory
     from flowlm.training.loop import Trainer
 
+    RunDirectory(out).check(force=force)  # before minutes go into a text
     trainer = Trainer(from_dict(RunConfig, merge(values, nested(options or {}))), out, say=say)
     trainer.start(force=force)
     if not trainer.train().finished:

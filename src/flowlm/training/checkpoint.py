@@ -53,16 +53,21 @@ class RunDirectory:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
-    def create(self, config_toml: str, *, force: bool = False) -> None:
-        """Make the folder of a new run.
+    @property
+    def _taken(self) -> bool:
+        return bool(self.steps()) or any(
+            (self.path / name).exists() for name in ("config.toml", "config.json")
+        )
+
+    def check(self, *, force: bool = False) -> None:
+        """Whether a new run can be made here.
 
         Raises:
-            ValueError: a run is already there.
-            OSError: it cannot be made, with the reason.
+            ValueError: a run is already there, and not to be replaced; or something else.
         """
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file: choose a folder for the run with --out")
-        if self.steps() or any((self.path / name).exists() for name in ("config.toml", "config.json")):
+        if self._taken:
             if not force:
                 raise ValueError(
                     f"{self.path} already holds a run: continue it with --resume, replace it with --force, "
@@ -74,6 +79,16 @@ class RunDirectory:
                     f"{self.path} holds what no run made ({', '.join(foreign[:5])}), so --force leaves it "
                     "alone: choose another folder with --out, or remove it yourself"
                 )
+
+    def create(self, config_toml: str, *, force: bool = False) -> None:
+        """Make the folder of a new run.
+
+        Raises:
+            ValueError: as of `check`.
+            OSError: it cannot be made, with the reason.
+        """
+        self.check(force=force)
+        if self._taken:
             shutil.rmtree(self.path)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
