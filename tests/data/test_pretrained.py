@@ -285,7 +285,8 @@ def test_wordpiece_is_written_as_words(small: dict[str, Tokenizer]) -> None:
     assert tokenizer.decode(ids) == "the badged cafe - a cat ' [UNK] bad, bad!"
     assert [tokenizer.token(i) for i in ids[:4]] == ["the", "bad", "##ged", "cafe"]
     assert tokenizer.decode([*ids[:3], tokenizer.eos_id, *ids]) == "the badged"
-    assert tokenizer.decode([*ids[:3], tokenizer.pad_id]) == "the badged [PAD]"
+    assert tokenizer.decode([*ids[:3], tokenizer.pad_id]) == "the badged"
+    assert tokenizer.decode([ids[0], tokenizer.pad_id, ids[3]]) == "the [PAD] cafe"
 
 
 KINDS = pytest.mark.parametrize("kind", ["bert", "cased", "gpt2", "unigram", "wordlevel"])

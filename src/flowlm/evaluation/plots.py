@@ -35,6 +35,15 @@ def _canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _ticker() -> Any:
+    """Where marks on axes come from."""
+    try:
+        from matplotlib import ticker
+    except ImportError as error:
+        raise ImportError('plots need matplotlib: pip install "flowlm[plot]"') from error
+    return ticker
+
+
 def _dress(axes: Any, title: str) -> None:
     axes.set_title(title, loc="left", color=_INK, fontweight="bold", fontsize=11, pad=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -44,33 +53,28 @@ def _dress(axes: Any, title: str) -> None:
 
 def _of_calls(axes: Any, calls: Iterable[int]) -> None:
     """Network calls to the right, by powers of two."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
+    ticker = _ticker()
     known = list(calls)
     low, high = math.floor(math.log2(min(known))), math.ceil(math.log2(max(known)))
     stride = max(1, math.ceil((high - low) / 10))
     axes.set_xscale("log", base=2)
     axes.set_xlim(2 ** (low - 0.25), 2 ** (high + 0.25))
-    axes.xaxis.set_major_locator(FixedLocator([2**k for k in range(low, high + 1, stride)]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_locator(ticker.FixedLocator([2**k for k in range(low, high + 1, stride)]))
+    axes.xaxis.set_minor_locator(ticker.NullLocator())
+    axes.xaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("network calls per sample", color=_INK)
     axes.grid(axis="y", color="#e4e4e4", lw=0.8, zorder=0)
 
 
 def _in_percent(axes: Any) -> None:
-    from matplotlib.ticker import PercentFormatter
-
     axes.set_ylim(-0.02, 1.03)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axes.yaxis.set_major_formatter(_ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
 def _plain_logs(axis: Any) -> None:
     """A logarithmic axis in plain numbers."""
-    from matplotlib.ticker import LogFormatter
-
     for put in (axis.set_major_formatter, axis.set_minor_formatter):
-        put(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
+        put(_ticker().LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
 
 
 def _save(figure: Any, path: PathLike) -> None:
