@@ -220,7 +220,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "no corpus": (_with("--data.path", ""), ("data.path is empty", "needs a file or folder of text")),
     "missing corpus": (
         _with("--data.path", "none.txt"),
-        ("data.path = 'none.txt' does not exist", "check it"),
+        ("data.path = 'none.txt' does not exist", "say with --data.path where it is"),
     ),
     "a folder without text": (
         _with("--data.path", "."),

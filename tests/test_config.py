@@ -31,7 +31,11 @@ from flowlm.config import (
 )
 from helpers import settings
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+RECIPES = [
+    path
+    for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+    if not path.stem.startswith("compare-")  # several runs each
+]
 
 
 def _sections(kind: type) -> Iterator[type]:
