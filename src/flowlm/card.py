@@ -14,7 +14,7 @@ from typing import Any
 
 from flowlm import files
 from flowlm.config import RunConfig, dotted, from_dict, load_recipe, read_toml, recipe_path, to_dict
-from flowlm.evaluation.report import markdown, views
+from flowlm.evaluation.report import calls_text, markdown, numbered, views
 from flowlm.families import family
 from flowlm.model import FlowLM, describe_data
 from flowlm.trained_on import ROWS, corpus_of, save_rows
@@ -224,8 +224,7 @@ def write_card(
         reading = READING + LAW_READING * any(row.get("law") for row in rows)
         text.append(f"## How good it is\n\n{tables}\nMeasured by `{command}`. {reading}")
     for steps, shown in (samples or {}).items():
-        text.append(f"## In {steps} network call{'s' if steps > 1 else ''}")
-        text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(shown, 1)))
+        text += [f"## In {calls_text(steps)}", numbered(shown)]
     text.append(
         "## Limits\n\nA small model of a narrow text. It knows nothing but how the sentences of its data look, means "
         "nothing by what it writes, and may repeat phrases of its training text. It was made to show one-step "

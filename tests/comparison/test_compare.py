@@ -60,7 +60,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def work(out: Path) -> Path:
     """Where the present commit's runs lie."""
-    (folder,) = (out / "work").iterdir()
+    (folder,) = (out / "commits").iterdir()
     return folder
 
 
@@ -126,8 +126,8 @@ def test_what_changed_is_done_again(finished: tuple[Path, Path]) -> None:
 def test_another_commit_begins_anew(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, out = finished
     monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc")
-    assert Runner(load_comparison(recipe), out, silent).work == out / "work" / "0123abc"
-    assert not (out / "work" / "0123abc").exists()
+    assert Runner(load_comparison(recipe), out, silent).work == out / "commits" / "0123abc"
+    assert not (out / "commits" / "0123abc").exists()
     said: list[str] = []
     monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc+dirty")
     Runner(load_comparison(recipe), out, said.append)

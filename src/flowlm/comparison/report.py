@@ -9,7 +9,18 @@ from typing import Any
 from flowlm.comparison.recipe import Claim, Comparison
 from flowlm.comparison.runs import Runner
 from flowlm.evaluation.plots import Panel, plot_panels
-from flowlm.evaluation.report import Picture, Row, Samples, Table, Text, html_report, markdown, write_json
+from flowlm.evaluation.report import (
+    Picture,
+    Row,
+    Samples,
+    Table,
+    Text,
+    calls_text,
+    html_report,
+    markdown,
+    numbered,
+    write_json,
+)
 from flowlm.files import write_data
 
 __all__ = ["Verdict", "judged", "pivot", "quality", "report", "summary", "verdicts"]
@@ -90,10 +101,10 @@ def _shown(key: str, row: Row) -> str:
     value, deviation = row.get(key), row.get(f"{key}_sd")
     if value is None:
         return "not reached"
-    scale, digits = (100, 1) if key == "valid" else (1, 1)
-    spread = f" ± {scale * deviation:.{digits}f}" if deviation is not None else ""
+    scale = 100 if key == "valid" else 1
+    spread = f" ± {scale * deviation:.1f}" if deviation is not None else ""
     part = f" ({row['reached']} of {row['seeds']})" if "reached" in row else ""
-    return f"{scale * value:.{digits}f}{spread}{part}"
+    return f"{scale * value:.1f}{spread}{part}"
 
 
 class Verdict:
@@ -124,7 +135,7 @@ class Verdict:
 
     def __str__(self) -> str:
         claim = self.claim
-        what = f"{claim.better} in {_calls(claim.at)} above {claim.than} in {_calls(claim.than_at)}"
+        what = f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
         apart = f", {self.alone} not decided, as {claim.than} does not reach it" if self.alone else ""
         held = f"{what}: holds for {self.held} of {len(self.pairs)} seeds{apart}"
         if not self._both:
@@ -139,10 +150,6 @@ _NAMES = {
     "perplexity": "perplexity",
     "perplexity_at_data_entropy": "perplexity at data entropy",
 }
-
-
-def _calls(k: int) -> str:
-    return f"{k} network call{'s' if k > 1 else ''}"
 
 
 def judged(rows: Sequence[Row], entry: str, nfe: int, budget: float) -> dict[int, float]:
@@ -279,7 +286,7 @@ def report(runner: Runner, command: str) -> None:
         lines += ["## What is no model", markdown(references).rstrip()]
         sections.append(Table(references, heading="What is no model"))
     for heading, texts in runner.samples(rows).items():
-        lines += [f"## {heading}", "\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(texts, 1))]
+        lines += [f"## {heading}", numbered(texts)]
         sections.append(Samples(texts, heading=heading))
     write_data(folder / "README.md", "\n\n".join(line for line in lines if line) + "\n")
     html_report(folder / "report.html", title=comparison.title or "Comparison", sections=sections)

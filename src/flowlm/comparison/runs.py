@@ -20,7 +20,8 @@ from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_device, resolve_dtype
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import law_row, passage
-from flowlm.evaluation.runs import evaluate_run, held_out_curve, shown_samples
+from flowlm.evaluation.report import calls_text
+from flowlm.evaluation.runs import evaluate_run, held_out_curve, of_the_data, shown_samples
 from flowlm.evaluation.samples import current_commit
 from flowlm.evaluation.scorers import Scorer, feature_texts, open_scorer
 from flowlm.families import family
@@ -78,7 +79,7 @@ class Runner:
     Args:
         comparison: its recipe.
         out: a folder; made when missing. What the same commit finished there of the same recipe is used; runs, rates
-            and rows lie in out/work/COMMIT.
+            and rows lie in its folder commits/COMMIT.
         say: where plain messages go.
 
     Raises:
@@ -89,7 +90,7 @@ class Runner:
         self.comparison, self.out, self.say = comparison, out, say
         self.commit = current_commit()
         # Another commit may train and judge otherwise: what it left is not taken for this one's.
-        self.work = out / "work" / self.commit.replace("+", "-")
+        self.work = out / "commits" / self.commit.replace("+", "-")
         if self.commit.endswith("+dirty"):
             say(
                 "the package differs from its commit: what is finished will be found again, whatever it is changed to"
@@ -391,7 +392,7 @@ class Runner:
             rows += judge.reference_rows(compare.num, seed, None, scorer, others)
         for row in rows:
             if row["model"] == "held-out":
-                row["perplexity_at_data_entropy"] = row["perplexity"]  # by definition
+                row |= of_the_data(row)
         if any(self.judge(entry) is None for entry in self.comparison.entries):
             rows.append(law_row(Grammar(), compare.num, seed))
         return rows
@@ -408,7 +409,7 @@ class Runner:
         out: dict[str, list[str]] = {}
         for row in sorted(rows, key=lambda row: row["nfe"]):
             if (row["budget"], row["seed"]) == (max(compare.budgets), compare.seeds[0]):
-                calls = f"{row['nfe']} network call{'s' if row['nfe'] > 1 else ''}"
+                calls = calls_text(row["nfe"])
                 if not any(heading.startswith(f"{row['model']} in ") for heading in out):
                     texts = shown_samples([row], self.work / "runs" / row["run"] / "samples", shown)
                     out[f"{row['model']} in {calls}"] = texts[row["nfe"]]

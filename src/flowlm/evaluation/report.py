@@ -30,8 +30,10 @@ __all__ = [
     "Table",
     "Text",
     "broken_text",
+    "calls_text",
     "html_report",
     "markdown",
+    "numbered",
     "table_text",
     "views",
     "write_json",
@@ -289,6 +291,16 @@ def table_text(
     for cells in _cells(rows, shown, narrow=True):
         table.add_row(*map(RichText, cells))
     return table
+
+
+def calls_text(count: int) -> str:
+    """ "1 network call", "8 network calls"."""
+    return f"{count} network call{'s' if count > 1 else ''}"
+
+
+def numbered(texts: Sequence[str]) -> str:
+    """Texts as a numbered list in Markdown, each on a line."""
+    return "\n".join(f"{i}. {' '.join(text.split())}" for i, text in enumerate(texts, 1))
 
 
 def _escape_markdown(text: str) -> str:

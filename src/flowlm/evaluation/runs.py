@@ -23,7 +23,7 @@ from flowlm.evaluation.frontier import best, settings
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import law_row, merged, passage, samples_row, words
 from flowlm.evaluation.plots import plot_frontier
-from flowlm.evaluation.report import markdown, views, write_json
+from flowlm.evaluation.report import calls_text, markdown, numbered, views, write_json
 from flowlm.evaluation.samples import (
     DEFAULT_SAMPLER,
     Header,
@@ -306,8 +306,7 @@ def evaluate_run(
     references = judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer, reference)
     if frontier:
         held_out = references[0]
-        # by definition
-        held_out |= {f"{name}_at_data_entropy": held_out[name] for name in _JUDGED}
+        held_out |= of_the_data(held_out)
         for k, row in zip(steps, rows, strict=True):
             points = {
                 knob: [
@@ -423,6 +422,11 @@ def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) ->
     }
 
 
+def of_the_data(held_out: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the row of held-out text: its perplexities are those at the entropy of the data, by definition."""
+    return {f"{name}_at_data_entropy": held_out[name] for name in _JUDGED}
+
+
 def held_out_curve(run: Path) -> list[tuple[int, float]]:
     """(step, held-out loss in nats a token) of a run, from its metrics.jsonl."""
     path = run / "metrics.jsonl"
@@ -502,6 +506,5 @@ def write_report(
     )
     text.append("Held-out loss by step (nats a token): " + ", ".join(f"{a}: {b:.4f}" for a, b in curve) + ".")
     for k, texts in samples.items():
-        text.append(f"## {k} network call{'s' if k > 1 else ''}")
-        text.append("\n".join(f"{i}. {' '.join(t.split())}" for i, t in enumerate(texts, 1)))
+        text += [f"## {calls_text(k)}", numbered(texts)]
     files.write_data(folder / CARD, "\n\n".join(text) + "\n")
