@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import re
@@ -12,13 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
 from flowlm.evaluation.samples import current_commit
 
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def compare(
@@ -76,24 +78,35 @@ def resident_peak() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def report_peak(work: Callable[[], object]) -> None:
-    """Do the work and print the process's memory peak: the end of a script that `peak_of` runs.
+class Memory(NamedTuple):
+    """Peak resident bytes of a process."""
+
+    peak: int
+    """Of the whole process: interpreter, libraries, what was built, the work."""
+    own: int
+    """What the work added to the peak before it. Both are taken in one process: two of them differ by megabytes."""
+
+
+def report_memory(build: Callable[[], T], work: Callable[[T], object]) -> None:
+    """Build, do the work, and print the process's peaks: the end of a script that `memory_of` runs.
 
     Raises:
         RuntimeError: the peak is that of the process which started this one. Linux counts it in.
     """
+    built = build()
     before = resident_peak()
-    work()
+    work(built)
     peak = resident_peak()
     if peak == before:
         raise RuntimeError(
-            f"the work added nothing to a peak of {peak} bytes: it is that of the process which started this one, as "
-            "Linux counts; measure memory before anything large is done there"
+            f"the work added nothing to a peak of {peak} bytes: either it is that of the process which started this "
+            "one, as Linux counts, and memory has to be measured before anything large is done there; or building "
+            "took more than the work"
         )
-    print(peak)
+    print(json.dumps([peak, peak - before]))
 
 
-def peak_of(script: Path, *args: str) -> int:
+def memory_of(script: Path, *args: str) -> Memory:
     """Peak resident bytes of a script in a process of its own, since a process gives no memory back.
 
     Raises:
@@ -105,7 +118,7 @@ def peak_of(script: Path, *args: str) -> int:
             f"{script.name} {' '.join(args)} ended with status {done.returncode}; a status of -9 is the system "
             f"stopping it for want of memory\n{done.stderr[-2000:]}"
         )
-    return int(done.stdout)
+    return Memory(*json.loads(done.stdout))
 
 
 def machine(dtype: torch.dtype) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, compare, peak_of, report_peak
+from measure import Memory, Row, compare, memory_of, report_memory
 from torch import Tensor
 
 from flowlm import rng
@@ -48,7 +48,7 @@ def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
     """V = 512 lies at 2d, where the package draws z itself; the local posterior is on, as by default, and off."""
     name = str(dtype).removeprefix("torch.")
     if quick:
-        return [Case(400, 2, 8, 32, 1, True, name)]
+        return [Case(4096, 8, 64, 32, 1, True, name)]
     return [Case(v, local_posterior=on, dtype=name) for v in (512, 8192, 50257) for on in (True, False)]
 
 
@@ -135,20 +135,18 @@ class Workplace:
 STEPS = 2
 
 
-def work(case: Case, arm: str) -> None:
-    """What a process does whose memory is taken: build everything and, but for the arm "none", take some steps."""
-    place = Workplace(case)
-    if arm != "none":
-        for _ in range(STEPS):
-            place.arms()[arm]()
+def work(place: Workplace, arm: str) -> None:
+    """What a process does whose memory is taken, everything being built."""
+    for _ in range(STEPS):
+        place.arms()[arm]()
 
 
-def memory(case: Case) -> dict[str, int]:
-    """Peak resident bytes of a process that takes steps, by arm; "none" takes none."""
+def memory(case: Case) -> dict[str, Memory]:
+    """Peaks of a process that takes steps, by arm."""
     described = json.dumps(dataclasses.asdict(case))
     threads = str(torch.get_num_threads())
-    arms = ("none", "low-rank", "dense", "dense, in place")
-    return {arm: peak_of(Path(__file__), described, arm, threads) for arm in arms}
+    arms = ("low-rank", "dense", "dense, in place")
+    return {arm: memory_of(Path(__file__), described, arm, threads) for arm in arms}
 
 
 def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
@@ -163,7 +161,6 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
     for case, peak in zip(todo, peaks, strict=True):
         say(f"state: seconds of a step at V = {case.vocab:,}, local posterior {_on(case)}")
         arms = compare(Workplace(case).arms(), repeats=2 if quick else 5)
-        own = {arm: peak[arm] - peak["none"] for arm in peak}
         for row in arms:
             rows.append(
                 dataclasses.asdict(case)
@@ -173,10 +170,10 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
                 }
                 | row
                 | {
-                    "peak_bytes": peak[row["arm"]],
-                    "step_bytes": own[row["arm"]],
-                    "peak_ratio": peak[row["arm"]] / peak["low-rank"],
-                    "step_ratio": own[row["arm"]] / own["low-rank"],
+                    "peak_bytes": peak[row["arm"]].peak,
+                    "step_bytes": peak[row["arm"]].own,
+                    "peak_ratio": peak[row["arm"]].peak / peak["low-rank"].peak,
+                    "step_ratio": peak[row["arm"]].own / peak["low-rank"].own,
                 }
             )
     return rows
@@ -188,4 +185,4 @@ def _on(case: Case) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
-    report_peak(lambda: work(Case(**json.loads(sys.argv[1])), sys.argv[2]))
+    report_memory(lambda: Workplace(Case(**json.loads(sys.argv[1]))), lambda place: work(place, sys.argv[2]))

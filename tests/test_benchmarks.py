@@ -150,31 +150,37 @@ def test_no_repeats_are_refused(load: Any) -> None:
 def test_a_peak_that_is_the_parents_is_refused(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = load("measure")
     monkeypatch.setattr(measure, "resident_peak", lambda: 12345)
-    with pytest.raises(RuntimeError, match=r"12345 bytes.*measure memory before anything large"):
-        measure.report_peak(lambda: None)
+    with pytest.raises(RuntimeError, match=r"12345 bytes.*memory has to be measured before anything large"):
+        measure.report_memory(lambda: None, lambda _: None)
 
 
 @pytest.mark.slow
 def test_a_peak_counts_what_the_work_took(tmp_path: Path) -> None:
     script = tmp_path / "take.py"
-    script.write_text("import sys, measure\nmeasure.report_peak(lambda: b'x' * (int(sys.argv[1]) * 2**20))\n")
+    script.write_text(
+        "import sys, measure\n"
+        "measure.report_memory(lambda: b'x' * 50 * 2**20, lambda _: b'x' * (int(sys.argv[1]) * 2**20))\n"
+    )
     # From a process between, so that the memory of these tests does not count.
     code = (
         "import measure, pathlib, sys\n"
-        "print(*(measure.peak_of(pathlib.Path(sys.argv[1]), str(size)) for size in (100, 200)))"
+        "print(*(x for size in (100, 200) for x in measure.memory_of(pathlib.Path(sys.argv[1]), str(size))))"
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code, str(script)], capture_output=True, text=True, env=env)
     assert done.returncode == 0, done.stderr
-    small, large = map(int, done.stdout.split())
+    small, own_of_small, large, own_of_large = map(int, done.stdout.split())
     assert large - small == pytest.approx(100 * 2**20, rel=0.2)
+    assert own_of_small == pytest.approx(100 * 2**20, rel=0.2)
+    assert own_of_large == pytest.approx(200 * 2**20, rel=0.2)
+    assert own_of_large < large - 50 * 2**20
 
 
 def test_a_script_that_fails_is_said(load: Any, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text("raise SystemExit('no such case')")
     with pytest.raises(RuntimeError, match=r"(?s)fails.py some case ended with status 1.*no such case"):
-        load("measure").peak_of(script, "some", "case")
+        load("measure").memory_of(script, "some", "case")
 
 
 def test_both_states_are_one_computation(load: Any) -> None:
