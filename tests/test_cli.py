@@ -269,8 +269,9 @@ def test_out_of_memory_when_sampling(
     def full(*args: Any, **options: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
+    run = flm()  # its training makes samples too
     monkeypatch.setattr("flowlm.flows.sample", full)
-    assert command(name, flm(), "--num", "2") == 1
+    assert command(name, run, "--num", "2") == 1
     assert "flowlm: out of memory: this model and its passages do not fit" in said(capsys)
 
 
@@ -278,9 +279,10 @@ def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPa
     def wrong(*args: Any, **options: Any) -> None:
         raise RuntimeError("shapes do not match")
 
+    run = flm()
     monkeypatch.setattr("flowlm.flows.sample", wrong)
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        main(["generate", str(flm()), "--num", "2"])
+        main(["generate", str(run), "--num", "2"])
 
 
 @pytest.mark.parametrize("tokenizer", ["words", "bpe"])

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import shlex
@@ -17,10 +18,11 @@ import tarfile
 import tomllib
 import typing
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
 import pytest
+import torch
 
 import flowlm
 from flowlm import FlowLM
@@ -403,11 +405,12 @@ class CleanEnvironment:
     Nothing is fetched: what the dependencies installed here is linked into it, file by file or folder by folder.
     """
 
-    def __init__(self, folder: Path, wheel: Path):
+    def __init__(self, folder: Path, wheel: Path, extra: str = ""):
+        """Has the dependencies of an `extra` too, if it is named."""
         self.folder = folder / "venv"
         python("-m", "venv", "--without-pip", str(self.folder), cwd=folder)
         (self.site,) = self.folder.glob("lib/python*/site-packages")
-        for distribution in closure(PROJECT["dependencies"]):
+        for distribution in closure([*PROJECT["dependencies"], *EXTRAS.get(extra, ())]):
             for top in {path.parts[0] for path in distribution.files or ()} - {"..", "__pycache__"}:
                 link, target = self.site / top, Path(str(distribution.locate_file(top)))
                 if not link.exists() and target.exists():
@@ -447,7 +450,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backbone = BackboneConfig(width=16, depth=1, heads=2, conditioning=16)
     config = DenoiserConfig(vocab_size=tokenizer.vocab_size, length=8, backbone=backbone)
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    FlowLM(Denoiser(config), tokenizer).save_pretrained(folder)
+    denoiser = Denoiser(config)
+    # A head as it begins is 0: it would write nothing but end tokens.
+    torch.nn.init.normal_(denoiser.head.weight, generator=torch.Generator().manual_seed(0))
+    FlowLM(denoiser, tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -493,7 +499,7 @@ def test_the_clean_environment_generates(clean: CleanEnvironment, tiny_model: Pa
     )
     texts = clean(*command, "--dtype", "float32", cwd=tmp_path).split("\n\n")
     here = FlowLM.from_pretrained(tiny_model, device="cpu").generate(3, steps=2, seed=7)
-    assert [text.strip() for text in texts if text.strip()] == [text for text in here if text]
+    assert [text.strip() for text in texts if text.strip()] == [text for text in here if text] != []
 
 
 def test_the_clean_environment_writes_english(clean: CleanEnvironment, tmp_path: Path) -> None:
@@ -540,3 +546,90 @@ def test_what_an_extra_brings_is_asked_for_in_the_clean_environment(
         assert done.returncode == 1, command
         assert hint in done.stderr, command
         assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def with_extra(
+    built: dict[str, Path], clean: CleanEnvironment, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], CleanEnvironment]:
+    """A clean environment with one extra, which is skipped where the extra is not installed here."""
+
+    def make(extra: str) -> CleanEnvironment:
+        for requirement in EXTRAS[extra]:
+            pytest.importorskip(named(requirement), reason=f"flowlm[{extra}] is not installed here")
+        return CleanEnvironment(tmp_path_factory.mktemp(extra), built["wheel of the sdist"], extra)
+
+    return make
+
+
+def test_the_extra_data_reads_parquet(with_extra: Callable[[str], CleanEnvironment], tmp_path: Path) -> None:
+    clean = with_extra("data")
+    code = """
+import pyarrow as pa, pyarrow.parquet as parquet
+parquet.write_table(pa.table({"body": [f"{a} of {b}" for a in "abcd" for b in "efgh"]}), "text.parquet")
+"""
+    clean("python", "-c", code, cwd=tmp_path)
+    command = "flowlm prepare --data.corpus text --data.path text.parquet --data.field body --data.held-out 4"
+    clean(*command.split(), "--out", "rows", cwd=tmp_path)
+    meta = json.loads((tmp_path / "rows" / "meta.json").read_text(encoding="utf-8"))
+    assert (meta["passages"], meta["held_out"]) == (16, 1)
+
+
+def test_the_extra_eval_scores_with_a_model_of_hugging_face(
+    with_extra: Callable[[str], CleanEnvironment], tiny_model: Path, tmp_path: Path
+) -> None:
+    clean = with_extra("eval")
+    code = """
+import tokenizers, transformers
+from tokenizers import models, pre_tokenizers
+words = ["<|endoftext|>", "one", "two", "three", "four", "five", "six", "?"]
+model = tokenizers.Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?"))
+model.pre_tokenizer = pre_tokenizers.Whitespace()
+wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=model, eos_token=words[0], unk_token="?")
+wrapped.save_pretrained("gpt")
+shape = dict(n_positions=16, n_embd=16, n_layer=1, n_head=2)
+config = transformers.GPT2Config(vocab_size=len(words), **shape, bos_token_id=0, eos_token_id=0)
+transformers.GPT2LMHeadModel(config).save_pretrained("gpt")
+"""
+    clean("python", "-c", code, cwd=tmp_path)
+    clean(*f"flowlm generate {tiny_model} --num 8 --device cpu --out samples.jsonl".split(), cwd=tmp_path)
+    command = "flowlm evaluate samples.jsonl --scorer ./gpt --device cpu --json rows.json"
+    clean(*command.split(), cwd=tmp_path)
+    (row,) = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert row["num"] == 8
+    assert "gpt" in row["scorer"]
+    assert row["perplexity"] > 1
+
+
+def test_the_extra_plot_draws(with_extra: Callable[[str], CleanEnvironment], tmp_path: Path) -> None:
+    clean = with_extra("plot")
+    code = """
+from flowlm.evaluation.plots import Panel, plot_panels
+lines = {"FMLM": [(1, 0.3, 0.2, 0.4), (8, 0.5, 0.4, 0.6)]}
+plot_panels([[Panel("valid", "calls", lines, share=True)]], "plot.png")
+"""
+    clean("python", "-c", code, cwd=tmp_path)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --------------------------------------------------------------------------- without an environment of one's own
+
+
+def one_line_runs() -> list[str]:
+    """The README's commands that make an environment for themselves."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    return re.findall(r"`((?:uvx|pipx run) [^`]+)`", text)
+
+
+def test_the_readme_has_a_line_for_each_runner() -> None:
+    assert [line.split()[0] for line in one_line_runs()] == ["uvx", "pipx"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", one_line_runs(), ids=lambda line: line.split()[0])
+def test_a_line_that_makes_its_own_environment(line: str) -> None:
+    if shutil.which(line.split()[0]) is None:
+        pytest.skip(f"{line.split()[0]} is not installed here")
+    done = subprocess.run(shlex.split(line), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert tomllib.loads(done.stdout)["data"]["corpus"] == "grammar"

@@ -244,6 +244,12 @@ class PrepareOptions:
 
     out: str = ""
     """Folder to write; the cache, where training finds it, when empty."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedLength:
+    """What of a recipe's [model] the rows depend on."""
+
     length: int = 64
     """L, tokens in a passage: that of the model which will read them."""
 
@@ -256,19 +262,22 @@ def _prepare(args: list[str]) -> int:
     values = read_toml(recipe_path(recipe)) if recipe else {}
     try:
         data = from_dict(DataConfig, values.get("data", {}), "data.")
-        default = PrepareOptions(length=values.get("model", {}).get("length", PrepareOptions.length))
+        model = PreparedLength(values.get("model", {}).get("length", PreparedLength.length))
     except ValueError as error:
         raise ValueError(f"{recipe}: {error}" if recipe else str(error)) from None
     kind = dataclasses.make_dataclass(
         "Options",
-        [("data", DataConfig, dataclasses.field(default=data))],
+        [
+            ("data", DataConfig, dataclasses.field(default=data)),
+            ("model", PreparedLength, dataclasses.field(default=model)),
+        ],
         bases=(PrepareOptions,),
         frozen=True,
     )
-    options = _options(
-        kind, kind(length=default.length), args, "flowlm prepare [RECIPE.toml]", PrepareOptions.__doc__
+    options = _options(kind, kind(), args, "flowlm prepare [RECIPE.toml]", PrepareOptions.__doc__)
+    folder = prepare_corpus(
+        options.data, options.model.length, Path(options.out) if options.out else None, _say
     )
-    folder = prepare_corpus(options.data, options.length, Path(options.out) if options.out else None, _say)
     _say(f"prepared in {folder}")
     return 0
 

@@ -6,14 +6,16 @@ Every passage has a hash of 8 bytes. Hashes of all passages lie in a file, in th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = ["Smallest", "count_across", "count_distinct", "digest", "is_held"]
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 18  # numbers
 
 
 def digest(text: str) -> bytes:
@@ -64,23 +66,29 @@ class Smallest:
 
 def count_distinct(path: Path) -> int:
     """Distinct 8-byte hashes in a file, by sixteenths of their range."""
-    if not path.stat().st_size:
-        return 0
-    hashes = np.memmap(path, np.uint64, "r")
-    blocks = [hashes[a : a + _BLOCK] for a in range(0, len(hashes), _BLOCK)]  # views: nothing is read yet
     total = 0
     for part in range(16):
-        own = [block[block >> np.uint64(60) == part] for block in blocks]
-        total += len(np.unique(np.concatenate(own)))
+        own = [block[block >> np.uint64(60) == part] for block in _blocks(path, np.uint64)]
+        total += len(np.unique(np.concatenate(own))) if own else 0
     return total
 
 
 def count_across(hashes: Path, sides: Path) -> int:
     """Held-out passages whose text is also a training passage."""
-    every, side = np.memmap(hashes, np.uint64, "r"), np.memmap(sides, np.uint8, "r")
-    held = np.sort(every[side == 1])
+
+    def pairs() -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+        return zip(_blocks(hashes, np.uint64), _blocks(sides, np.uint8), strict=True)
+
+    held = np.sort(np.concatenate([block[side == 1] for block, side in pairs()]))
     found = np.zeros(len(held), bool)
-    for a in range(0, len(every), _BLOCK):
-        block = slice(a, a + _BLOCK)
-        found |= np.isin(held, every[block][side[block] == 0])
+    for block, side in pairs():
+        train = np.sort(block[side == 0])
+        found |= train[np.searchsorted(train, held).clip(max=len(train) - 1)] == held if len(train) else False
     return int(found.sum())
+
+
+def _blocks(path: Path, dtype: type[np.generic]) -> Iterator[NDArray[Any]]:
+    """The numbers in a file, read a block at a time: what is mapped counts as memory of the process."""
+    with path.open("rb") as file:
+        while len(block := np.fromfile(file, dtype, _BLOCK)):
+            yield block

@@ -1,0 +1,86 @@
+"""Preparing text takes as much memory for a large one as for a small one, and bears a line of 100 MB."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not sys.platform.startswith(("linux", "darwin")), reason="peaks are read as POSIX does"
+    ),
+]
+
+WORDS = [f"word{i}" for i in range(1500)]
+
+# From a process between: Linux counts the memory of the one that starts a process in its peak.
+BETWEEN = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+
+PREPARE = """
+import json, resource, sys
+from pathlib import Path
+from flowlm.cli import main
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+text, small, out = sys.argv[1:]
+common = "--data.corpus text --data.tokenizer words --data.rows split --data.held-out 4 --model.length 64"
+for path, folder in ((small, out + "-first"), (text, out)):  # the first loads all that is loaded once
+    before = peak()
+    command = ["prepare", *common.split(), "--data.path", path, "--out", folder]
+    assert main(command) == 0
+print(json.dumps(peak() - before), file=open(out + ".json", "w"))
+"""
+
+
+def prepare(text: Path, folder: Path) -> tuple[int, dict[str, int]]:
+    """Bytes that preparing this text adds to the peak of a process which has prepared a small one; its meta.json."""
+    small = folder / "small.txt"
+    small.write_text("\n".join(f"{a} {b}" for a, b in itertools.pairwise(WORDS)), encoding="utf-8")
+    out = folder / f"rows-{text.stem}"
+    done = subprocess.run(
+        [sys.executable, "-c", BETWEEN, "-c", PREPARE, str(text), str(small), str(out)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(out.with_suffix(".json").read_text()), json.loads((out / "meta.json").read_text())
+
+
+def test_three_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    lines = [" ".join(draw.choices(WORDS, k=12)) + "\n" for _ in range(5000)]
+    added = {}
+    for megabytes in (8, 24):
+        path = tmp_path / f"{megabytes}.txt"
+        with path.open("w", encoding="utf-8") as file:
+            for i in range(megabytes * 1_000_000 // sum(map(len, lines))):
+                # another first word every time: no line is a copy
+                file.writelines(f"{WORDS[i]} {line}" for line in lines)
+        added[megabytes], meta = prepare(path, tmp_path)
+        assert meta["documents"] > megabytes * 8000
+    # As text alone the difference is 16 MB, as lists of ids some 100 MB.
+    assert added[24] - added[8] < 8_000_000, added
+
+
+def test_a_line_of_100_megabytes(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    part = " ".join(draw.choices(WORDS, k=20_000)) + " "
+    path = tmp_path / "line.txt"
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(100_000_000 // len(part) + 1):
+            file.write(part)
+        file.write("\n" + "\n".join(f"{a} {b}" for a, b in zip(WORDS, WORDS[7:])))
+    assert path.stat().st_size > 100_000_000
+    added, meta = prepare(path, tmp_path)
+    assert meta["max_tokens"] == (100_000_000 // len(part) + 1) * 20_000
+    assert meta["train"] > meta["max_tokens"] // 64
+    assert added < 2_000_000_000
