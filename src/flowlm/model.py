@@ -222,6 +222,10 @@ def read_model_config(folder: Path) -> DenoiserConfig:
     path = folder / "config.json"
     if not folder.is_dir():
         raise ValueError(f"no run at {folder}: give a run directory, such as runs/grammar")
+    if (folder / "meta.json").exists() and not path.exists():
+        raise ValueError(
+            f"{folder} is prepared text, not a model: train one on it with flowlm train RECIPE --data.path {folder}"
+        )
     if not path.exists():
         raise ValueError(
             f"{folder} holds no config.json: it is not a run, or its first checkpoint was never finished; "

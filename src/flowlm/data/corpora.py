@@ -428,7 +428,8 @@ def _described(config: DataConfig, found: Prepared, versions: dict[str, str], sa
         say(f"tokens: {found.tokenizer.losses}")
     say(
         f"{meta['train']:,} + {meta['held_out']:,} rows of {meta['length']} tokens, V = {meta['vocab_size']}; a "
-        f"passage has {meta['mean_tokens']:.1f} tokens, at most {meta['max_tokens']}"
+        f"passage has {meta['mean_tokens']:.1f} tokens, at most {meta['max_tokens']}; kept in {found.folder}, "
+        f"{(found.train.nbytes + found.held_out.nbytes) / 1e6:,.1f} MB"
     )
     for hint in _hints(config, meta):
         say(hint)
