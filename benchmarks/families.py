@@ -16,6 +16,7 @@ from flowlm.backbone import BackboneConfig
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
 from flowlm.families import family_of
+from flowlm.objectives import FlowMapConfig
 
 #: Name, family, and network calls asked for; AR takes as many as there are tokens.
 WAYS = (
@@ -31,9 +32,8 @@ def make_model(kind: str, vocab: int, length: int, width: int, depth: int) -> Fl
     """A model of a family, untrained."""
     torch.manual_seed(0)
     shape = BackboneConfig(width=width, depth=depth)
-    config = DenoiserConfig(
-        vocab_size=vocab, length=length, family=kind, two_times=kind == "flow", backbone=shape
-    )
+    flow_map = {"two_times": True, "head_start": FlowMapConfig().head_start} if kind == "flow" else {}
+    config = DenoiserConfig(vocab_size=vocab, length=length, family=kind, backbone=shape, **flow_map)
     network = family_of(config).network(config).eval()
     # Logits of the order of one, as in `generation`.
     torch.nn.init.normal_(network.get_parameter("head.weight"), std=width**-0.5)

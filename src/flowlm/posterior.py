@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from flowlm.categorical import categorical
 from flowlm.device import wide
 
 #: Logits held at once, in elements: 64 MiB of float32.
@@ -84,17 +85,25 @@ class Posterior:
 
     @property
     def shape(self) -> torch.Size:
-        """(B, L)."""
+        """(B, L), or (n,) of chosen positions."""
         return self.hidden.shape[:-1]
 
     def __getitem__(self, rows: slice) -> Posterior:
         """The posterior of some rows of the batch."""
         return Posterior(self.hidden[rows], self.head, self.embedding)
 
+    def at(self, chosen: Tensor) -> Posterior:
+        """The posterior of the n chosen positions, of shape (n,).
+
+        Args:
+            chosen: (B, L), bool.
+        """
+        return Posterior(self.hidden[chosen], self.head, self.embedding)
+
     def _slices(self) -> Iterator[slice]:
         n = self.hidden[..., 0].numel()
         size = max(1, CHUNK_ELEMENTS // self.embedding.shape[0])
-        return (slice(i, min(i + size, n)) for i in range(0, n, size))
+        return (slice(i, min(i + size, n)) for i in range(0, max(n, 1), size))  # of no positions, one of none
 
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
@@ -148,9 +157,8 @@ class Posterior:
         draws = uniform.reshape(-1)
 
         def chunk(h: Tensor, rows: slice) -> Tensor:
-            cdf = (self._logits(h).to(wide(h.device)) / temperature).softmax(-1).cumsum(-1)
-            index = torch.searchsorted(cdf, draws[rows, None] * cdf[:, -1:], right=True)
-            return index.squeeze(-1).clamp_max(cdf.shape[-1] - 1)
+            weights = (self._logits(h).to(wide(h.device)) / temperature).softmax(-1)
+            return categorical(weights, draws[rows])
 
         return self._chunked(chunk)
 

@@ -11,12 +11,21 @@ from typing import Any
 
 import pytest
 import torch
-from test_exact import EYE, FACTORISED, frequencies, masked_posterior, network, uniform_posterior, uniforms
+from test_exact import (
+    EYE,
+    FACTORISED,
+    frequencies,
+    masked_posterior,
+    network,
+    posterior_weights,
+    uniform_posterior,
+    uniforms,
+)
 from torch import Tensor
 
 from flowlm.config import RunConfig, from_dict
 from flowlm.denoiser import DenoiserConfig
-from flowlm.discrete import di4c, duo
+from flowlm.discrete import di4c
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.families import Ask, family
@@ -325,7 +334,7 @@ def one_step_law(name: str, net: TokenNetwork) -> Tensor:
     x = starts.repeat(n, 1)
     p = net(x, torch.ones(len(x)), latent=latent).log_probs().double().exp()
     if name == "duo-di4c":
-        p = duo.posterior_weights(p, x, 0.0, 1.0, LogLinear())
+        p = posterior_weights(p, x, 0.0, 1.0, LogLinear())
         p = p / p.sum(-1, keepdim=True)
     return torch.stack([p[:, torch.arange(LENGTH), w].prod(-1).mean() for w in LANGUAGE.passages])
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowlm.categorical import categorical
 from flowlm.clock import DecodingErrorClock
 from flowlm.denoiser import DenoiserConfig
 from flowlm.discrete import ar, duo, gaussian, mdlm, sdtt, sedd
-from flowlm.discrete.categorical import categorical
 from flowlm.discrete.distil import divergence
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
@@ -53,6 +53,16 @@ def uniform_posterior(x: Tensor, t: Tensor, schedule: LogLinear = EXACT) -> Tens
         weights = chance[..., others].prod(-1) * LANGUAGE.probs
         out.append(weights / weights.sum(-1, keepdim=True) @ LANGUAGE.onehot[:, at])
     return torch.stack(out, 1)
+
+
+def posterior_weights(p: Tensor, x: Tensor, s: float, t: float, schedule: LogLinear) -> Tensor:
+    """q_j (B, L, V) of Duo's x_s given x_t = x and the predicted tokens p (B, L, V), token by token, not normalised."""
+    alpha_s, alpha_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
+    alpha_s = alpha_s if s > 0 else 1.0  # the data itself
+    ratio = alpha_t / alpha_s
+    own = torch.nn.functional.one_hot(x, VOCAB)
+    among = alpha_t * VOCAB * p + ratio - alpha_t
+    return own * among + (alpha_s - alpha_t) * p + (1 - ratio) * (1 - alpha_s) / VOCAB
 
 
 def network(posterior: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Posterior]:
@@ -223,6 +233,35 @@ def test_a_step_that_opened_nothing_is_not_asked_again() -> None:
     assert int(tokens.max()) < VOCAB
 
 
+@pytest.mark.parametrize("last", ["categorical", "argmax"])
+def test_logits_are_made_where_a_mask_opens_and_nowhere_else(last: str) -> None:
+    """MDLM's sampler makes them once for each token it writes, in however many steps; SEDD's also where masks stay."""
+    n, made = 40, [0]
+
+    def head(hidden: Tensor) -> Tensor:
+        made[0] += len(hidden)
+        return hidden
+
+    def net(x: Tensor, t: Tensor) -> Posterior:
+        return Posterior(masked_posterior(x).clamp_min(1e-300).log(), head, EYE)
+
+    mdlm.sample(net, (n, LENGTH), 5, lambda i: uniforms(2, n, LENGTH, seed=i), MASK, LogLinear(), last=last)
+    assert made[0] == n * LENGTH
+    made[0] = 0
+    masks = []
+    sedd.sample(
+        net,
+        (n, LENGTH),
+        5,
+        lambda i: uniforms(n, LENGTH, seed=i),
+        MASK,
+        LogLinear(),
+        last=last,
+        callback=lambda step: masks.append(int((step.y == MASK).sum())),
+    )
+    assert made[0] == sum(masks) + n * LENGTH
+
+
 # -- Duo -----------------------------------------------------------------------------------------------------------
 
 
@@ -269,13 +308,32 @@ def test_the_uniform_posterior_is_bayes() -> None:
     for clean, noisy in itertools.product(range(VOCAB), repeat=2):
         p = torch.zeros(1, 1, VOCAB, dtype=torch.float64)
         p[..., clean] = 1
-        q = duo.posterior_weights(p, torch.tensor([[noisy]]), s, t, schedule)[0, 0]
+        q = posterior_weights(p, torch.tensor([[noisy]]), s, t, schedule)[0, 0]
         middle = a_s * p[0, 0] + (1 - a_s) / VOCAB
         ratio = a_t / a_s
         last = torch.full((VOCAB,), (1 - ratio) / VOCAB, dtype=torch.float64)
         last[noisy] += ratio
         want = middle * last
         torch.testing.assert_close(q / q.sum(), want / want.sum())
+
+
+@pytest.mark.parametrize(("s", "t"), [(0.3, 0.7), (0.0, 0.4), (0.9, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_uniform_step_draws_from_its_posterior(s: float, t: float, temperature: float) -> None:
+    """Draws that cover [0, 1) evenly give each token as often as q says, and the greedy rule the likeliest."""
+    n, schedule = 20_000, LogLinear()
+    even = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None].expand(n, LENGTH)
+    for start in LANGUAGE.passages[::5]:
+        x = start.expand(n, LENGTH)
+        p = uniform_posterior(x, torch.full((n,), t, dtype=torch.float64), schedule)
+        net = ExactPosterior(p, EYE)
+        tempered = (p.log() / temperature).softmax(-1)[:1]
+        q = posterior_weights(tempered, x[:1], s, t, schedule)[0]
+        drawn = duo.step(x, net, s, t, even, schedule, temperature=temperature)
+        share = torch.nn.functional.one_hot(drawn, VOCAB).double().mean(0)
+        torch.testing.assert_close(share, q / q.sum(-1, keepdim=True), atol=3 / n, rtol=0)
+        greedy = duo.step(x[:1], net[:1], s, t, even[:1], schedule, temperature=temperature, rule="argmax")
+        assert torch.equal(greedy[0], q.argmax(-1))
 
 
 @pytest.mark.parametrize("steps", [1, 100])
@@ -303,7 +361,7 @@ def one_step_law(schedule: LogLinear) -> Tensor:
     """Of one ancestral step from uniform tokens: each position drawn by the exact posterior of the first ones."""
     starts = LANGUAGE.passages
     p = uniform_posterior(starts, torch.ones(27, dtype=torch.float64), schedule)
-    weights = duo.posterior_weights(p, starts, 0.0, 1.0, schedule)
+    weights = posterior_weights(p, starts, 0.0, 1.0, schedule)
     q = weights / weights.sum(-1, keepdim=True)
     return torch.stack([q[:, torch.arange(LENGTH), w].prod(-1).mean() for w in LANGUAGE.passages])
 
@@ -320,7 +378,7 @@ def test_greedy_tail() -> None:
     common = (uniforms(n, LENGTH, seed=1), lambda i: uniforms(n, LENGTH, seed=i), VOCAB, schedule)
     greedy = duo.sample(net, (n, LENGTH), 3, *common, last="argmax")
     p = uniform_posterior(seen[-1], torch.full((n,), 1 / 3, dtype=torch.float64), schedule)
-    assert torch.equal(greedy, duo.posterior_weights(p, seen[-1], 0.0, 1 / 3, schedule).argmax(-1))
+    assert torch.equal(greedy, posterior_weights(p, seen[-1], 0.0, 1 / 3, schedule).argmax(-1))
     drawn = duo.sample(net, (n, LENGTH), 3, *common)
     assert torch.equal(seen[2], seen[5])
     assert not torch.equal(drawn, greedy)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from flowlm.backbone import KVCache
+from flowlm.categorical import categorical
 from flowlm.discrete.base import Discrete, DiscreteObjective
-from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
 from flowlm.families import TEMPERATURES, Ask, Objective
 from flowlm.posterior import Posterior

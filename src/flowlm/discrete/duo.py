@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from flowlm.categorical import categorical
 from flowlm.clock import Clock, DecodingErrorClock
+from flowlm.device import wide
 from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
-from flowlm.discrete.categorical import categorical
 from flowlm.discrete.gaussian import argmax_tokens, level_of, row_noise, soft_tokens
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
@@ -89,16 +90,50 @@ def bound(
     return scale * (v / theta_i - v / bar_i + (v * (theta_i.log() - bar_i.log()) + entropy - cross) / bar_i)
 
 
-def posterior_weights(p: Tensor, x: Tensor, s: float, t: float, schedule: LogLinear) -> Tensor:
-    """q_j (B, L, V) of x_s given x_t = x and the predicted tokens p (B, L, V), float64, not normalised."""
+def step(
+    x: Tensor,
+    posterior: Posterior,
+    s: float,
+    t: float,
+    uniform: Tensor,
+    schedule: LogLinear,
+    *,
+    temperature: float = 1.0,
+    rule: str = "categorical",
+) -> Tensor:
+    """x_s (B, L) of x_t by q, which is a mixture: x_t itself, a predicted token, or any one.
+
+    Args:
+        posterior: p, of x_t.
+        uniform: (B, L).
+        temperature: of p.
+        rule: "categorical", or "argmax" for the likeliest token of q.
+    """
     alpha_s, alpha_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
     if s == 0:
         alpha_s = 1.0  # the data itself
-    ratio, v = alpha_t / alpha_s, p.shape[-1]
-    q = (alpha_s - alpha_t) * p + (1 - ratio) * (1 - alpha_s) / v
-    own = x[..., None]
-    stay = alpha_t * v * p.gather(-1, own) + (ratio - alpha_t)
-    return q.scatter_add(-1, own, stay)
+    v, ratio = len(posterior.embedding), alpha_t / alpha_s
+    predicted, anew = alpha_s - alpha_t, (1 - ratio) * (1 - alpha_s)
+    own, draws = x.reshape(-1, 1), uniform.reshape(-1)
+
+    def chunk(net: Tensor, rows: slice) -> Tensor:
+        net, same = net / temperature, own[rows, 0]
+        log_sum = net.logsumexp(-1)
+        chance = (net.gather(-1, own[rows]).squeeze(-1) - log_sum).to(draws.dtype).exp()
+        stays = alpha_t * v * chance + (ratio - alpha_t)
+        if rule == "argmax":
+            top = net.max(-1)
+            best = predicted * (top.values - log_sum).exp()
+            return torch.where(stays + predicted * chance >= best, same, top.indices)
+        at = draws[rows] * (stays + predicted + anew)
+        # Within its share the draw is uniform again: it says which token.
+        other = ((at - stays - predicted) / anew * v).long().clamp(0, v - 1) if anew else same
+        jumps = (at >= stays) & (at < stays + predicted)
+        weights = net[jumps].to(wide(net.device)).softmax(-1)
+        drawn = categorical(weights, ((at - stays) / predicted)[jumps])
+        return torch.where(at < stays, same, other).masked_scatter(jumps, drawn)
+
+    return posterior.map(chunk)
 
 
 @torch.no_grad()
@@ -129,9 +164,8 @@ def sample(
         posterior = network(x, torch.full(shape[:1], t, device=device))
         if callback is not None:
             callback(Step(i, t, x, posterior))
-        p = (posterior.log_probs().double() / temperature).softmax(-1)
-        weights = posterior_weights(p, x, s, t, schedule)
-        x = weights.argmax(-1) if last == "argmax" and s == 0 else categorical(weights, uniforms(i))
+        rule = last if s == 0 else "categorical"
+        x = step(x, posterior, s, t, uniforms(i), schedule, temperature=temperature, rule=rule)
     return x
 
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
-from flowlm.discrete.categorical import categorical
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
 from flowlm.families import Ask, Objective
@@ -46,22 +45,34 @@ def losses(
 
 
 def step(
-    x: Tensor, probs: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear
+    x: Tensor,
+    posterior: Posterior,
+    s: float,
+    t: float,
+    uniform: Tensor,
+    mask: int,
+    schedule: LogLinear,
+    *,
+    temperature: float = 1.0,
+    rule: str = "categorical",
 ) -> Tensor:
-    """x_s (B, L) of x_t, by the true posterior under the predicted tokens.
+    """x_s (B, L) of x_t, by the true posterior under the predicted tokens, which are asked for where a mask opens.
 
     Args:
-        probs: p (B, L, V), float64.
+        posterior: of x_t.
         uniform: (2, B, L): whether a token is unmasked, and to what.
+        rule: "categorical", or "argmax".
     """
     then, now = (torch.tensor(v, dtype=torch.float64) for v in (t, s))
-    opens = uniform[0] < float(opening(then, now, schedule))
-    return torch.where((x == mask) & opens, categorical(probs, uniform[1]), x)
+    opens = (x == mask) & (uniform[0] < float(opening(then, now, schedule)))
+    drawn = posterior.at(opens).tokens(rule, uniform[1][opens], temperature)
+    return x.masked_scatter(opens, drawn)
 
 
 def opening(t: Tensor, s: Tensor, schedule: LogLinear) -> Tensor:
     """(α_s - α_t)/(1-α_t), the chance that a mask is opened on the way from t to s; 1 for s = 0."""
-    return (schedule.alpha(s) - schedule.alpha(t)) / schedule.noise(t)
+    # As a difference of the noise: that of 1-α_t from itself is 0, and no mask is left at the end.
+    return (schedule.noise(t) - schedule.noise(s)) / schedule.noise(t)
 
 
 @torch.no_grad()
@@ -99,11 +110,8 @@ def sample(
             calls += 1
         if callback is not None:
             callback(Step(i, t, x, posterior))
-        if last == "argmax" and s == 0:
-            new = torch.where(x == mask, posterior.tokens(), x)
-        else:
-            probs = (posterior.log_probs().double() / temperature).softmax(-1)
-            new = step(x, probs, s, t, uniforms(i), mask, schedule)
+        rule = last if s == 0 else "categorical"
+        new = step(x, posterior, s, t, uniforms(i), mask, schedule, temperature=temperature, rule=rule)
         if not repeatable or not torch.equal(new, x):
             posterior = None
         x = new

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from flowlm.device import wide
 from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
-from flowlm.discrete.categorical import categorical
-from flowlm.discrete.mdlm import corrupt
+from flowlm.discrete.mdlm import corrupt, opening
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
 from flowlm.families import Ask, Objective
@@ -56,20 +56,39 @@ def losses(
 
 
 def step(
-    x: Tensor, scores: Tensor, s: float, t: float, uniform: Tensor, mask: int, schedule: LogLinear
+    x: Tensor,
+    scores: Posterior,
+    s: float,
+    t: float,
+    uniform: Tensor,
+    mask: int,
+    schedule: LogLinear,
+    *,
+    temperature: float = 1.0,
+    rule: str = "categorical",
 ) -> Tensor:
     """x_s (B, L) of x_t by the analytic sampler (Tweedie's): a mask becomes k with weight s_k (α_s/α_t - 1), and stays
-    with weight 1 - Σ_k of these, if that is left.
+    with weight 1 - Σ_k of these, if that is left; to s = 0 it never stays.
+
+    With r = α_t/(1-α_t), Σ_k of them is (α_s-α_t)/(1-α_t) Σ_k exp(net_k)/V: MDLM's chance to open, times what the
+    scores make of it.
 
     Args:
-        scores: s (B, L, V), float64.
+        scores: of x_t, as logits net.
         uniform: (B, L).
+        temperature: of which tokens masks become; how many of them are opened is left to the scores.
+        rule: "categorical", or "argmax".
     """
-    alpha_s, alpha_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
-    opens = scores * (alpha_s / alpha_t - 1)
-    stays = (1 - opens.sum(-1, keepdim=True)).clamp_min(0.0) * (s > 0)
-    drawn = categorical(torch.cat([opens, stays], -1), uniform)  # V, the mask's number, is the last
-    return torch.where(x == mask, drawn, x)
+    masked = x == mask
+    then, now = (torch.tensor(v, dtype=torch.float64) for v in (t, s))
+    total = scores.at(masked).map(lambda net, _: net.to(wide(net.device)).logsumexp(-1))
+    chance = float(opening(then, now, schedule)) * (total - math.log(mask)).exp()  # the mask is numbered V
+    chance = chance.clamp_max(1.0) if s > 0 else torch.ones_like(chance)
+    draw = uniform[masked]
+    opens = masked.masked_scatter(masked, draw < chance)
+    # Within its share the draw is uniform again: it says which token.
+    drawn = scores.at(opens).tokens(rule, (draw / chance)[draw < chance], temperature)
+    return x.masked_scatter(opens, drawn)
 
 
 @torch.no_grad()
@@ -95,18 +114,11 @@ def sample(
     """
     x = torch.full(shape, mask, device=device)
     for i, t, s in steps_of(steps):
-        alpha = schedule.alpha(torch.tensor(t, dtype=torch.float64))
-        # At ε = 0 nothing is left of a token at t = 1, and a score of it would be 0.
-        log_r = float(torch.log(alpha.clamp_min(1e-12) / (1 - alpha)))
-        posterior = network(x, torch.full(shape[:1], t, device=device))
+        scores = network(x, torch.full(shape[:1], t, device=device))
         if callback is not None:
-            callback(Step(i, t, x, posterior))
-        if last == "argmax" and s == 0:
-            x = torch.where(x == mask, posterior.tokens(), x)
-            break
-        net = posterior.map(lambda net, _: net).double()
-        total = (net.logsumexp(-1, keepdim=True) + log_r - math.log(mask)).exp()
-        x = step(x, total * (net / temperature).softmax(-1), s, t, uniforms(i), mask, schedule)
+            callback(Step(i, t, x, scores))
+        rule = last if s == 0 else "categorical"
+        x = step(x, scores, s, t, uniforms(i), mask, schedule, temperature=temperature, rule=rule)
     return x
 
 
