@@ -498,7 +498,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             folder=samples,
             by_text=True if options.card else None,
             scorer=scorer,
-            frontier=options.frontier,
+            frontier=steps if options.frontier else (),
             say=_say,
             **options.sampler,
         )
@@ -621,7 +621,7 @@ def _compare(args: list[str]) -> int:
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError('the report of a comparison has a plot: pip install "flowlm[plot]"')
     out = Path(options.out) if options.out else Path("comparisons") / Path(recipe).stem
-    if out.is_dir() and any(out.iterdir()) and not (out / "commits").is_dir() and not options.force:
+    if out.is_dir() and any(out.iterdir()) and not (out / "versions").is_dir() and not options.force:
         raise ValueError(
             f"{out} holds something else than a comparison, whose report would replace what is there: choose another "
             "--out, or use --force"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 
+from flowlm import files
 from flowlm.comparison.recipe import Claim, CompareConfig, load_comparison
-from flowlm.comparison.report import Verdict, pivot, quality, summary, verdicts
-from flowlm.comparison.runs import Interrupted, Runner
+from flowlm.comparison.report import AT_ENTROPY, PLAIN, VALID, Verdict, pivot, qualities, summary, verdicts
+from flowlm.comparison.runs import Interrupted, Runner, source_hash
 from flowlm.config import merge, nested
 from flowlm.training.loop import Trainer
 from helpers import command, corpus, said, silent, values
@@ -24,7 +27,7 @@ COMPARE = {
     "steps": [1, 2],
     "search_steps": [1],
     "num": 12,
-    "frontier": False,
+    "frontier": [],
 }
 MODELS = {
     "FLM": {"objective": "flow"},
@@ -59,8 +62,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def work(out: Path) -> Path:
-    """Where the present commit's runs lie."""
-    (folder,) = (out / "commits").iterdir()
+    """Where the present source's runs lie."""
+    (folder,) = (out / "versions").iterdir()
     return folder
 
 
@@ -73,7 +76,7 @@ def test_every_model_has_the_same_compute(finished: tuple[Path, Path]) -> None:
     rows = report_of(finished[1])["rows"]
     assert {(r["model"], r["budget"], r["seed"], r["nfe"]) for r in rows} == {
         (model, budget, seed, nfe)
-        for model in ("FLM", "MDLM", "MDLM, last argmax", "SDTT", "FMLM")
+        for model in MODELS
         for budget in COMPARE["budgets"]  # type: ignore[attr-defined]
         for seed in (0, 1)
         for nfe in (1, 2)
@@ -123,15 +126,23 @@ def test_what_changed_is_done_again(finished: tuple[Path, Path]) -> None:
     assert job(entry="FLM").hash != job(entry="MDLM").hash
 
 
-def test_another_commit_begins_anew(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_source_begins_anew(finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, out = finished
-    monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc")
-    assert Runner(load_comparison(recipe), out, silent).work == out / "commits" / "0123abc"
-    assert not (out / "commits" / "0123abc").exists()
-    said: list[str] = []
-    monkeypatch.setattr("flowlm.comparison.runs.current_commit", lambda: "0123abc+dirty")
-    Runner(load_comparison(recipe), out, said.append)
-    assert "differs from its commit" in said[0]
+    assert work(out).name == source_hash()
+    monkeypatch.setattr("flowlm.comparison.runs.source_hash", lambda: "0123abc")
+    assert Runner(load_comparison(recipe), out, silent).work == out / "versions" / "0123abc"
+    assert not (out / "versions" / "0123abc").exists()
+
+
+def test_the_source_is_all_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(Path(files.__file__).parent, tmp_path / "flowlm")
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "flowlm" / "files.py"))
+    same = source_hash()
+    (tmp_path / "flowlm" / "notes.txt").write_text("no source")
+    assert source_hash() == same
+    with (tmp_path / "flowlm" / "discrete" / "mdlm.py").open("a") as file:
+        file.write("# another\n")
+    assert source_hash() != same
 
 
 def test_rates_are_chosen_by_the_search_alone(finished: tuple[Path, Path]) -> None:
@@ -154,7 +165,7 @@ def test_the_report(finished: tuple[Path, Path]) -> None:
         "| FMLM |",
         "| held-out |",
         "| 5-gram |",
-        "FMLM in 1 network call above SDTT in 2",
+        "FMLM in 1 network call above SDTT in 2 network calls, by perplexity: holds for",
     ):
         assert part in text
         assert part.strip("| ") in page
@@ -178,7 +189,8 @@ def test_an_interruption_keeps_what_is_finished(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Trainer, "train", stopped)
     with pytest.raises(Interrupted):
         runner.run()
-    assert len(list((work(tmp_path / "out") / "rows").iterdir())) == 2
+    # first of all a run of MDLM with the seed of the search, to choose its sampler
+    assert len(list((work(tmp_path / "out") / "rows").iterdir())) == 1
     rows = Runner(load_comparison(raw), tmp_path / "out", silent).run()
     assert seen[3] == seen[2], "the training that was stopped goes on"
     assert len(set(seen)) == len(seen) - 1, "the others are not touched"
@@ -198,16 +210,19 @@ def row(
 def test_claims_are_judged_seed_by_seed() -> None:
     claim = Claim("A", 1, "B", 8)
     pairs = {0: (0.5, 0.4), 1: (0.3, 0.3), 2: (0.2, 0.6)}
-    assert Verdict(claim, 1.0, pairs, higher=True).held == 1
-    assert Verdict(claim, 1.0, pairs, higher=False).held == 1
-    text = str(Verdict(claim, 1.0, pairs, higher=True))
-    assert text == (
-        "A in 1 network call above B in 8 network calls: holds for 1 of 3 seeds (33.3 % against 43.3 %)"
+    assert Verdict(claim, 1.0, VALID, pairs).held == 1
+    assert Verdict(claim, 1.0, PLAIN, pairs).held == 1
+    assert str(Verdict(claim, 1.0, VALID, pairs, {"distance of pairs": (0.1, 0.25)})) == (
+        "A in 1 network call above B in 8 network calls, by valid passages: holds for 1 of 3 seeds "
+        "(33.3 ± 15.3 % against 43.3 ± 15.3 %; distance of pairs 0.100 against 0.250)"
     )
     # who does not reach the entropy of the data has nothing to show; who is alone in reaching it has won nothing
-    lone = Verdict(claim, 1.0, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)}, higher=False)
+    lone = Verdict(claim, 1.0, AT_ENTROPY, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)})
     assert (lone.held, lone.alone) == (1, 1)
-    assert "holds for 1 of 3 seeds, 1 not decided, as B does not reach it (4.0 against 5.0)" in str(lone)
+    assert str(lone).endswith(
+        "by perplexity at data entropy: holds for 1 of 3 seeds, 1 not decided, as B does not reach it "
+        "(4.0 ± 0.0 (2 of 3) against 5.0 ± 0.0 (2 of 3))"
+    )
 
 
 def test_means_and_deviations_over_seeds() -> None:
@@ -216,15 +231,30 @@ def test_means_and_deviations_over_seeds() -> None:
     assert one["valid"] == pytest.approx(0.2)
     assert one["valid_sd"] == pytest.approx(0.1)
     assert "valid_sd" not in two
-    assert pivot(rows, 1.0) == [
+    assert pivot(rows, 1.0, VALID) == [
         {"model": "A", "1": "20.0 ± 10.0", "2": ""},
         {"model": "B", "1": "", "2": "50.0"},
     ]
 
 
+def test_a_law_and_a_frontier_are_two_qualities() -> None:
+    """Of rows whose knobs were turned both are shown, and only there is an entropy "not reached"."""
+    curve = {"frontier": {"entropy": 3.0, "knob": None, "curves": {}}}
+    rows = [
+        row("A", 1, 0, 0.1) | curve | {AT_ENTROPY: 4.0},
+        row("A", 2, 0, 0.2),
+        row("B", 1, 0, 0.3) | curve | {AT_ENTROPY: None},
+    ]
+    assert qualities(rows) == [VALID, AT_ENTROPY]
+    assert pivot(rows, 1.0, AT_ENTROPY) == [{"model": "A", "1": "4.0"}, {"model": "B", "1": "not reached"}]
+    assert pivot(rows, 1.0, VALID)[0] == {"model": "A", "1": "10.0", "2": "20.0"}
+    reached = {(one["model"], one["nfe"]): one.get("reached") for one in summary(rows)}
+    assert reached == {("A", 1): None, ("A", 2): None, ("B", 1): 0}
+
+
 def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
     over = {
-        "compare.frontier": True,
+        "compare.frontier": [2],
         "compare.seeds": [0],
         "compare.budgets": [0.0008],
         "compare.rates": [1.0],
@@ -234,12 +264,15 @@ def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
     recipe.write_text(path[: path.index("[models.MDLM]")])  # the FLM alone
     assert command("compare", recipe, "--out", tmp_path / "out") == 0
     rows, references = report_of(tmp_path / "out")["rows"], report_of(tmp_path / "out")["references"]
-    assert quality(rows) == "perplexity_at_data_entropy"
+    assert qualities(rows) == [AT_ENTROPY]
     for one in rows:
-        assert one["frontier"]["entropy"] == pytest.approx(references[0]["entropy"], rel=0.2)
-        shown = pivot(rows, 0.0008)[0][str(one["nfe"])]
-        found = one["perplexity_at_data_entropy"]
-        assert shown == ("not reached" if found is None else f"{found:.1f}")
+        assert ("frontier" in one) == (one["nfe"] == 2)
+    (turned,) = (one for one in rows if one["nfe"] == 2)
+    # of all held-out passages, not of as many as there are samples
+    assert turned["frontier"]["entropy"] == pytest.approx(references[0]["entropy"], rel=0.2)
+    found = turned[AT_ENTROPY]
+    (cells,) = pivot(rows, 0.0008, AT_ENTROPY)
+    assert cells == {"model": "FLM", "2": "not reached" if found is None else f"{found:.1f}"}
 
 
 def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
@@ -262,15 +295,59 @@ def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
         load_comparison(recipe)
 
 
-def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:
+def test_samplers_are_chosen_with_the_search_s_seed(finished: tuple[Path, Path]) -> None:
+    """At each number of calls, and the rows of all seeds are then of the one that was chosen."""
+    _, out = finished
+    (kept,) = (json.loads(path.read_text()) for path in (work(out) / "samplers").iterdir())
+    assert (kept["model"], kept["seed"]) == ("MDLM", CompareConfig().search_seed)
+    assert kept["samplers"] == MODELS["MDLM"]["samplers"]
+    for calls, lacks in kept["by"].items():
+        assert kept["chosen"][calls] == lacks.index(min(lacks))
+        assert len(lacks) == 2
+    rows = [one for one in report_of(out)["rows"] if one["model"] == "MDLM"]
+    assert len(rows) == 8
+    for one in rows:
+        chosen = kept["samplers"][kept["chosen"][str(one["nfe"])]]
+        assert one["chosen"] == chosen
+        assert one["sampler"]["last"] == chosen.get("last", "categorical")
+
+
+def test_what_a_row_lacks(tmp_path: Path) -> None:
+    """Both too bad and too much alike count, and where no story is valid there is still better and worse."""
+    runner = Runner(load_comparison(written(tmp_path / "a.toml")), tmp_path / "out", silent)
+    entry = runner.comparison.entries[0]
+    data = {"model": "held-out", "of": runner.data(entry), "perplexity": 4.0, "entropy": 2.0}
+    runner._references = [data]
+    assert runner._lack(entry, {"perplexity": 4.0, "entropy": 2.0}) == 0
+    worse = runner._lack(entry, {"perplexity": 8.0, "entropy": 2.0})
+    assert worse == pytest.approx(math.log(2))
+    assert runner._lack(entry, {"perplexity": 2.0, "entropy": 1.0}) == pytest.approx(math.log(2) + 1)
+    assert runner._lack(entry, {"perplexity": None, "entropy": 2.0}) == math.inf
+    lawful = {"data.corpus": "grammar", "model.length": 64}
+    runner = Runner(
+        load_comparison(written(tmp_path / "b.toml"), lawful | {"data.path": ""}), tmp_path, silent
+    )
+    runner.is_lawful = lambda entry: True  # type: ignore[method-assign]
+    assert runner._lack(entry, {"valid": 0.0, "pair_tv": None}) == 2
+    assert runner._lack(entry, {"valid": 0.0, "pair_tv": 0.5}) == 1.5
+    assert runner._lack(entry, {"valid": 0.4, "pair_tv": 0.1}) == pytest.approx(0.7)
+
+
+def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -> None:
     comparison = load_comparison(
         written(tmp_path / "a.toml", {"compare.budgets": [1.0], "compare.seeds": [0]})
     )
-    rows = [row("FMLM", 1, 0, None, 30.0), row("SDTT", 2, 0, None, 50.0)]
-    rows.append(rows[1] | {"model": "SDTT, last argmax", "perplexity": 20.0})
-    (verdict,) = verdicts(comparison, rows)
-    assert verdict.pairs == {0: (30.0, 20.0)}
-    assert verdict.held == 0
+    curve = {"frontier": {"entropy": 3.0, "knob": None, "curves": {}}}
+    rows = [
+        row("FMLM", 1, 0, 0.3) | curve | {AT_ENTROPY: 9.0, "pair_tv": 0.1},
+        row("SDTT", 2, 0, 0.2) | curve | {AT_ENTROPY: 8.0, "pair_tv": 0.3},
+    ]
+    found = verdicts(comparison, rows)
+    assert [(v.key, v.held) for v in found] == [(VALID, 1), (AT_ENTROPY, 0)]
+    assert found[0].pairs == {0: (0.3, 0.2)}
+    assert found[0].beside == {"distance of pairs": (0.1, 0.3)}
+    del rows[1]["frontier"]  # there no knob was turned: nothing is claimed
+    assert [v.key for v in verdicts(comparison, rows)] == [VALID]
 
 
 @pytest.mark.parametrize(
@@ -298,6 +375,11 @@ def test_the_best_sampler_speaks_for_a_model(tmp_path: Path) -> None:
         ({"models": {"MDLM": {"samplers": [{"gamma": 1.0}]}}}, "has no sampler option gamma"),
         ({"common": {"train": {"seed": 3}}}, r"common\.train\.seed is the comparison's to decide"),
         ({"claims": [CLAIMS[0] | {"at": 3}]}, "3 network calls, which are not among compare.steps"),
+        ({"compare.frontier": [4]}, r"compare\.frontier = \[4\]: knobs are turned at some of compare\.steps"),
+        (
+            {"compare.frontier": [1]},
+            "a claim is about SDTT at 2 network calls, where nothing is measured at the entropy of the data",
+        ),
         ({"claims": [CLAIMS[0] | {"better": "FML"}]}, "did you mean 'FMLM'"),
     ],
 )
@@ -341,7 +423,7 @@ def test_how_rows_are_judged_is_part_of_them(finished: tuple[Path, Path]) -> Non
     plain = Runner(load_comparison(recipe), out, silent)._judging()
     for over in (
         {"num": 13},
-        {"frontier": True},
+        {"frontier": [1]},
         {"scorer": "gpt2-large"},
         {"scorer": "AR", "scorer_budget": 1.0},
     ):

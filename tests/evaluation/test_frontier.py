@@ -161,7 +161,7 @@ def test_an_interrupted_sweep_goes_on(run: Path, small: None, monkeypatch: pytes
         whole(*args, **options)
 
     def sweep(**options: Any) -> list[dict[str, Any]]:
-        given = {"frontier": True, "device": "cpu", "dtype": "float32", "say": told.append} | options
+        given = {"frontier": [2], "device": "cpu", "dtype": "float32", "say": told.append} | options
         return evaluate_run(run, [2], 20, **given)
 
     monkeypatch.setattr(runs, "write_run_samples", write)
@@ -215,7 +215,7 @@ def test_a_frontier_of_a_language_with_a_law(small: None, tmp_path: Path) -> Non
     """Judged by the law, and by the stories it learned from: two tables, one of them ranked."""
     run = tmp_path / "run"
     shutil.copytree(grammar_flm(), run)
-    rows = evaluate_run(run, [1], 10, frontier=True, device="cpu", dtype="float32")
+    rows = evaluate_run(run, [1], 10, frontier=[1], device="cpu", dtype="float32")
     assert [row["model"] for row in rows] == ["FLM", "held-out", "5-gram"]
     assert all(row["law"] for row in rows)
     assert rows[0]["frontier"]["entropy"] == rows[1]["entropy"]
@@ -230,6 +230,6 @@ def test_a_frontier_of_another_family(name: str, tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(f"{kind}.sweep", {"temperature": (0.5, 1.0)})
     over = {"objective": name, "train.steps": 4, "train.eval_every": 0}
     run = trained(tmp_path / "run", run_settings(over))
-    rows = evaluate_run(run, [2], 10, frontier=True, device="cpu", dtype="float32")
+    rows = evaluate_run(run, [2], 10, frontier=[2], device="cpu", dtype="float32")
     curves = rows[0]["frontier"]["curves"]
     assert {k: [p["value"] for p in c] for k, c in curves.items()} == {"temperature": [0.5, 1.0]}

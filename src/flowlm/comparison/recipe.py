@@ -48,27 +48,31 @@ class CompareConfig:
     """Network calls at which all models are judged."""
     num: int = 1000
     """Passages a row."""
-    frontier: bool = True
-    """Where there is no law, turn the knobs of every sampler, and compare at the entropy of the data."""
-
+    frontier: list[int] = field(default_factory=lambda: [1, 8])
+    """Of these network calls, those at which the knobs of every sampler are turned, to compare at the entropy of the
+    data. It takes some fifteen times the samples, which in many calls would cost more than the training."""
     scorer: str = ""
-    """Where there is no law, whose perplexity is taken: a model of the comparison of the family AR, trained for it with
-    the search's seed; or what `flowlm evaluate --scorer` takes; empty: the n-gram model's alone."""
+    """Whose perplexity is taken: a model of the comparison of the family AR, trained for it with the search's seed; or
+    what `flowlm evaluate --scorer` takes; empty: the n-gram model's alone."""
     scorer_budget: float = 0.0
     """TFLOP for a scorer of the comparison's own; as much as the largest budget when 0."""
 
     def __post_init__(self) -> None:
         if self.scorer_budget < 0:
             raise ValueError(f"compare.scorer_budget cannot be negative, got {self.scorer_budget}")
-        for name in ("budgets", "seeds", "rates", "search_steps", "steps"):
+        for name in ("budgets", "seeds", "rates", "search_steps", "steps", "frontier"):
             values = getattr(self, name)
-            if not values:
+            if not values and name != "frontier":
                 raise ValueError(f"compare.{name} is empty: give at least one")
             if len(set(values)) < len(values):
                 raise ValueError(f"compare.{name} = {values} names one twice")
         for name in ("budgets", "rates", "search_steps", "steps"):
             if min(getattr(self, name)) <= 0:
                 raise ValueError(f"compare.{name} = {getattr(self, name)}: all must be positive")
+        if not set(self.frontier) <= set(self.steps):
+            raise ValueError(
+                f"compare.frontier = {self.frontier}: knobs are turned at some of compare.steps = {self.steps}"
+            )
         if not 0 < self.share < 1:
             raise ValueError(f"compare.share = {self.share}: a share in (0, 1), so that both stages get some")
         if self.num < 2:
@@ -90,7 +94,7 @@ class Entry:
     values: dict[str, Any]
     """Its run's configuration, but for what the comparison decides."""
     samplers: list[dict[str, Any]]
-    """Options of its sampler, one set of rows for each."""
+    """Options of its sampler to choose from, at each number of network calls, with the search's seed."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def load_comparison(
     """Read a comparison.
 
     A recipe of a comparison has tables [compare] (`CompareConfig`), [common] (any fields of a run, for all models),
-    [models.NAME] (what is this model's own; `base = "NAME"` for students, `samplers = [{…}, …]` for several rows) and
+    [models.NAME] (what is this model's own; `base = "NAME"` for students, `samplers = [{…}, …]` to choose from) and
     [[claims]]. `recipe = "…"` in [common] or a model takes that recipe's fields first.
 
     Args:
@@ -178,10 +182,16 @@ def _comparison(raw: dict[str, Any], over: dict[str, Any], compare: Mapping[str,
     for claim in out.claims:
         for name, at in ((claim.better, claim.at), (claim.than, claim.than_at)):
             run = from_dict(RunConfig, out.entry(name).values)
-            asked = {family(run.objective).calls(k, run.model.length) for k in config.steps}
-            if at not in asked:
+            calls = family(run.objective).calls
+            if at not in {calls(k, run.model.length) for k in config.steps}:
                 raise ValueError(
                     f"a claim is about {name} at {at} network calls, which are not among compare.steps"
+                )
+            turned = {calls(k, run.model.length) for k in config.frontier}
+            if run.data.corpus != "grammar" and turned and at not in turned:
+                raise ValueError(
+                    f"a claim is about {name} at {at} network calls, where nothing is measured at the entropy of the "
+                    "data: add them to compare.frontier"
                 )
     return out
 

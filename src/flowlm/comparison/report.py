@@ -23,7 +23,7 @@ from flowlm.evaluation.report import (
 )
 from flowlm.files import write_data
 
-__all__ = ["Verdict", "judged", "pivot", "quality", "report", "summary", "verdicts"]
+__all__ = ["Verdict", "judged", "pivot", "qualities", "report", "summary", "verdicts"]
 
 PICTURE = "quality.png"
 
@@ -49,14 +49,25 @@ _MEANS = (
     "latency",
     "tokens_per_second",
 )
+#: What a row's numbers depend on, the same for all its seeds.
+_CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
 
 
-def quality(rows: Sequence[Row]) -> str:
-    """The key that models are ranked by: the share of valid passages where a law says so, else perplexity, at the
-    entropy of the data where frontiers were measured."""
-    if any(row.get("valid") is not None for row in rows):
-        return "valid"
-    return "perplexity_at_data_entropy" if any(row.get("frontier") for row in rows) else "perplexity"
+VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
+
+
+def qualities(rows: Sequence[Row]) -> list[str]:
+    """The keys that models are ranked by: the share of valid passages where a law says so; perplexity at the entropy of
+    the data where frontiers were measured; perplexity by itself where there is neither."""
+    lawful = any(row.get(VALID) is not None for row in rows)
+    turned = any(row.get("frontier") for row in rows)
+    found = [VALID] * lawful + [AT_ENTROPY] * turned
+    return found or [PLAIN]
+
+
+def _asked(rows: Sequence[Row], key: str) -> list[Row]:
+    """Of the rows those where this was measured, whatever came out."""
+    return [row for row in rows if key != AT_ENTROPY or row.get("frontier")]
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[float, str, int], list[Row]]:
@@ -68,8 +79,9 @@ def _groups(rows: Sequence[Row]) -> dict[tuple[float, str, int], list[Row]]:
 
 
 def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """A row for each model, budget and number of network calls: means over seeds, and deviations of the quality."""
-    key = quality(rows)
+    """A row for each model, budget and number of network calls: means over seeds, deviations of the qualities, and
+    what the numbers depend on."""
+    keys = qualities(rows)
     out = []
     for (budget, model, nfe), same in _groups(rows).items():
         values: dict[str, Any] = {"budget": budget, "model": model, "nfe": nfe, "seeds": len(same)}
@@ -77,140 +89,156 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             known = [row[name] for row in same if row.get(name) is not None]
             if known:
                 values[name] = statistics.fmean(known)
-            if name == key and len(known) > 1:
-                values[f"{name}_sd"] = statistics.stdev(known)
-            if name == key and known and len(known) < len(same):
-                values["reached"] = len(known)
+            if name in keys:
+                if len(known) > 1:
+                    values[f"{name}_sd"] = statistics.stdev(known)
+                if len(known) < len(_asked(same, name)):
+                    values["reached"] = len(known)
+        if same[0].get("chosen"):
+            values["sampler"] = ", ".join(f"{name} {value}" for name, value in same[0]["chosen"].items())
+        for name in _CIRCUMSTANCES:
+            if (value := same[0].get(name)) is not None:
+                values[name] = value
         out.append(values)
     return out
 
 
-def pivot(rows: Sequence[Row], budget: float) -> list[dict[str, Any]]:
-    """The quality of one budget, a row for each model, a column for each number of network calls."""
-    key = quality(rows)
-    mine = [row for row in summary(rows) if row["budget"] == budget]
-    calls = sorted({row["nfe"] for row in mine})
+def pivot(rows: Sequence[Row], budget: float, key: str) -> list[dict[str, Any]]:
+    """One quality at one budget, a row for each model, a column for each number of network calls."""
+    groups = {
+        k: found for k, same in _groups(rows).items() if k[0] == budget and (found := _asked(same, key))
+    }
+    calls = sorted({nfe for _, _, nfe in groups})
     out: dict[str, dict[str, Any]] = {}
-    for row in mine:
-        cells = out.setdefault(row["model"], {"model": row["model"], **{str(k): "" for k in calls}})
-        cells[str(row["nfe"])] = _shown(key, row)
+    for (_, model, nfe), same in groups.items():
+        cells = out.setdefault(model, {"model": model, **{str(k): "" for k in calls}})
+        cells[str(nfe)] = _shown(key, [row.get(key) for row in same])
     return list(out.values())
 
 
-def _shown(key: str, row: Row) -> str:
-    value, deviation = row.get(key), row.get(f"{key}_sd")
-    if value is None:
+def _shown(key: str, values: Sequence[float | None]) -> str:
+    """Mean ± deviation over seeds, and how many of them reach it."""
+    known = [value for value in values if value is not None]
+    if not known:
         return "not reached"
-    scale = 100 if key == "valid" else 1
-    spread = f" ± {scale * deviation:.1f}" if deviation is not None else ""
-    part = f" ({row['reached']} of {row['seeds']})" if "reached" in row else ""
-    return f"{scale * value:.1f}{spread}{part}"
+    scale = 100 if key == VALID else 1
+    spread = f" ± {scale * statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
+    return f"{scale * statistics.fmean(known):.1f}{spread}{part}"
 
 
 class Verdict:
-    """Whether a claim holds, seed by seed, at one budget.
+    """Whether a claim holds, seed by seed, at one budget and by one quality.
 
     Args:
         claim: which.
         budget: TFLOP.
+        key: the quality.
         pairs: of each seed, the quality of the one and of the other; None where it does not reach the entropy of the
             data, and is worth nothing.
-        higher: whether more is better.
+        beside: what else there is to say of the two, by name: a law's pairs of slots show who always tells the same.
     """
 
     def __init__(
         self,
         claim: Claim,
         budget: float,
+        key: str,
         pairs: Mapping[int, tuple[float | None, float | None]],
-        *,
-        higher: bool,
+        beside: Mapping[str, tuple[float, float]] | None = None,
     ):
-        self.claim, self.budget, self.pairs = claim, budget, dict(pairs)
+        self.claim, self.budget, self.key, self.pairs = claim, budget, key, dict(pairs)
+        self.beside = dict(beside or {})
         both = [(a, b) for a, b in pairs.values() if a is not None and b is not None]
-        self.held = sum((a > b) if higher else (a < b) for a, b in both)
+        self.held = sum((a > b) if key == VALID else (a < b) for a, b in both)
         self.alone = sum(a is not None and b is None for a, b in pairs.values())
         """Seeds in which the other does not reach the entropy of the data: they decide nothing."""
-        self._both, self._percent = both, higher
 
     def __str__(self) -> str:
         claim = self.claim
         what = f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
         apart = f", {self.alone} not decided, as {claim.than} does not reach it" if self.alone else ""
-        held = f"{what}: holds for {self.held} of {len(self.pairs)} seeds{apart}"
-        if not self._both:
-            return held
-        means = [statistics.fmean(side) for side in zip(*self._both, strict=True)]
-        one, other = (f"{100 * m:.1f} %" if self._percent else f"{m:.1f}" for m in means)
-        return f"{held} ({one} against {other})"
+        sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
+        one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
+        more = "".join(f"; {name} {a:.3f} against {b:.3f}" for name, (a, b) in self.beside.items())
+        return (
+            f"{what}, by {_NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} "
+            f"({one} against {other}{more})"
+        )
 
 
-_NAMES = {
-    "valid": "valid passages",
-    "perplexity": "perplexity",
-    "perplexity_at_data_entropy": "perplexity at data entropy",
-}
+_NAMES = {VALID: "valid passages", PLAIN: "perplexity", AT_ENTROPY: "perplexity at data entropy"}
+#: Of a law, how far the pairs of slots are from it.
+_BESIDE = {VALID: {"pair_tv": "distance of pairs"}}
 
 
-def judged(rows: Sequence[Row], entry: str, nfe: int, budget: float) -> dict[int, float]:
-    """The quality of a model by seed; with several samplers, its best."""
-    key = quality(rows)
-    better = max if key == "valid" else min
-    out: dict[int, float] = {}
-    for row in rows:
-        if (row["entry"], row["nfe"], row["budget"]) == (entry, nfe, budget) and row.get(key) is not None:
-            value = float(row[key])
-            out[row["seed"]] = better(out.get(row["seed"], value), value)
-    return out
+def judged(rows: Sequence[Row], entry: str, nfe: int, budget: float, key: str) -> dict[int, float]:
+    """A number of a model by seed."""
+    return {
+        row["seed"]: float(row[key])
+        for row in rows
+        if (row["entry"], row["nfe"], row["budget"]) == (entry, nfe, budget) and row.get(key) is not None
+    }
 
 
 def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
-    """Of every claim at every budget."""
+    """Of every claim at every budget, by every quality that was measured of both."""
     out = []
     for budget in comparison.config.budgets:
         for claim in comparison.claims:
-            mine = judged(rows, claim.better, claim.at, budget)
-            theirs = judged(rows, claim.than, claim.than_at, budget)
-            pairs = {seed: (mine.get(seed), theirs.get(seed)) for seed in comparison.config.seeds}
-            out.append(Verdict(claim, budget, pairs, higher=quality(rows) == "valid"))
+            sides = ((claim.better, claim.at), (claim.than, claim.than_at))
+            for key in qualities(rows):
+                there = [
+                    _asked([row for row in rows if (row["entry"], row["nfe"]) == side], key) for side in sides
+                ]
+                if not all(there):
+                    continue
+                mine, theirs = (judged(rows, name, at, budget, key) for name, at in sides)
+                pairs = {seed: (mine.get(seed), theirs.get(seed)) for seed in comparison.config.seeds}
+                beside = {}
+                for name, label in _BESIDE.get(key, {}).items():
+                    own = [judged(rows, entry, at, budget, name).values() for entry, at in sides]
+                    if all(own):
+                        beside[label] = (statistics.fmean(own[0]), statistics.fmean(own[1]))
+                out.append(Verdict(claim, budget, key, pairs, beside))
     return out
 
 
 def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row]) -> list[list[Panel]]:
-    """A row of pictures for each budget: quality against network calls, seconds for one passage, and entropy."""
-    key = quality(rows)
-    share, name = key == "valid", _NAMES[key]
+    """A row of pictures for each budget and quality: against network calls, seconds for one passage, and entropy."""
+    return [
+        _panels(rows, references, budget, key)
+        for budget in comparison.config.budgets
+        for key in qualities(rows)
+    ]
+
+
+def _panels(rows: Sequence[Row], references: Sequence[Row], budget: float, key: str) -> list[Panel]:
+    share, name = key == VALID, _NAMES[key]
     # the law, or held-out text
     level = next(
         (row[key] for row in references if row["model"] in ("law", "held-out") and row.get(key)), None
     )
-    out = []
-    for budget in comparison.config.budgets:
-        groups = {k: same for k, same in _groups(rows).items() if k[0] == budget}
-        models = list(dict.fromkeys(model for _, model, _ in groups))
+    groups = {k: same for k, same in _groups(rows).items() if k[0] == budget}
+    models = list(dict.fromkeys(model for _, model, _ in groups))
 
-        def lines(
-            across: str, groups: Mapping[Any, list[Row]] = groups, models: Sequence[str] = models
-        ) -> Any:
-            return {
-                model: [
-                    point
-                    for (_, own, _), same in sorted(groups.items(), key=lambda item: item[0][2])
-                    if own == model and (point := _over_seeds(same, across, key)) is not None
-                ]
-                for model in models
-            }
-
-        title = f"{budget:g} TFLOP: {name}"
-        times = {model: [(1000 * x, *y) for x, *y in points] for model, points in lines("latency").items()}
-        out.append(
-            [
-                Panel(title, "calls", lines("nfe"), share=share, level=level),
-                Panel(title, "milliseconds for one passage", times, share=share, spread=True, level=level),
-                Panel(title, "entropy within a passage, nats", lines("entropy"), share=share, level=level),
+    def lines(across: str) -> dict[str, Any]:
+        return {
+            model: [
+                point
+                for (_, own, _), same in sorted(groups.items(), key=lambda item: item[0][2])
+                if own == model and (point := _over_seeds(same, across, key)) is not None
             ]
-        )
-    return out
+            for model in models
+        }
+
+    title = f"{budget:g} TFLOP: {name}"
+    times = {model: [(1000 * x, *y) for x, *y in points] for model, points in lines("latency").items()}
+    return [
+        Panel(title, "calls", lines("nfe"), share=share, level=level),
+        Panel(title, "milliseconds for one passage", times, share=share, spread=True, level=level),
+        Panel(title, "entropy within a passage, nats", lines("entropy"), share=share, level=level),
+    ]
 
 
 def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, float, float, float] | None:
@@ -245,8 +273,10 @@ def report(runner: Runner, command: str) -> None:
             "commit": runner.commit,
             "data": runner.texts(),
             "rates": rates,
+            "samplers": runner.samplers,
             "claims": [
-                {"text": str(v), "budget": v.budget, "held": v.held, "seeds": len(v.pairs)} for v in found
+                {"text": str(v), "budget": v.budget, "by": v.key, "held": v.held, "seeds": len(v.pairs)}
+                for v in found
             ],
             "rows": rows,
             "references": references,
@@ -254,12 +284,12 @@ def report(runner: Runner, command: str) -> None:
     )
     plot_panels(panels(comparison, rows, references), folder / PICTURE)
     sources = ", ".join(f"{text['corpus']} sha256 {text['sha256'][:12]}" for text in runner.texts())
-    unit = _NAMES[quality(rows)] + ", %" * (quality(rows) == "valid")
     about = (
         f"`{command}`, commit {runner.commit}. Seeds {', '.join(map(str, compare.seeds))}; {compare.num} passages a "
         f"row; learning rates times "
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
-        + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP. Of a student's budget "
+        + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP, as each sampler at each number "
+        "of calls, of as many as its recipe lists. Of a student's budget "
         f"{100 * compare.share:.0f} % went to its teacher. Text: {sources}."
     )
     shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
@@ -267,18 +297,16 @@ def report(runner: Runner, command: str) -> None:
     sections: list[Any] = [Text(about.replace("`", "")), Picture(folder / PICTURE, caption=shown)]
     for budget in compare.budgets:
         heading = f"{budget:g} TFLOP of training each"
-        table, claims = pivot(rows, budget), [str(v) for v in found if v.budget == budget]
-        caption = f"By number of network calls: {unit}, mean ± deviation over seeds."
-        lines += [
-            f"## {heading}",
-            markdown(table).rstrip(),
-            caption,
-            "\n".join(f"- {claim}." for claim in claims),
-        ]
-        sections += [
-            Table(table, heading=heading, caption=caption),
-            Text("\n\n".join(c + "." for c in claims)),
-        ]
+        lines.append(f"## {heading}")
+        for number, key in enumerate(qualities(rows)):
+            table = pivot(rows, budget, key)
+            unit = _NAMES[key] + ", %" * (key == VALID)
+            caption = f"By number of network calls: {unit}, mean ± deviation over seeds."
+            lines += [markdown(table).rstrip(), caption]
+            sections.append(Table(table, heading=heading if number == 0 else "", caption=caption))
+        claims = [f"{v}." for v in found if v.budget == budget]
+        lines.append("\n".join(f"- {claim}" for claim in claims))
+        sections.append(Text("\n\n".join(claims)))
     full = summary(rows)
     lines += ["## All that was measured", markdown(full, columns=_columns(full)).rstrip()]
     sections.append(Table(full, heading="All that was measured", columns=_columns(full)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import torch
 from torch import nn
 
 from flowlm import files
@@ -19,9 +22,15 @@ from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_device, resolve_dtype
 from flowlm.evaluation.judge import TextJudge
-from flowlm.evaluation.metrics import law_row, passage
+from flowlm.evaluation.metrics import passage
 from flowlm.evaluation.report import calls_text
-from flowlm.evaluation.runs import evaluate_run, held_out_curve, of_the_data, shown_samples
+from flowlm.evaluation.runs import (
+    evaluate_run,
+    held_out_curve,
+    law_reference,
+    of_the_data,
+    shown_samples,
+)
 from flowlm.evaluation.samples import current_commit
 from flowlm.evaluation.scorers import Scorer, feature_texts, open_scorer
 from flowlm.families import family
@@ -30,10 +39,21 @@ from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.flops import flops_of_step
 from flowlm.training.loop import Trainer, TrainingError, open_run
 
-__all__ = ["Interrupted", "Job", "Runner"]
+__all__ = ["Interrupted", "Job", "Runner", "source_hash"]
 
 TERA = 1e12
 ROWS = "rows"
+_JUDGING = 0.3
+"""Of the time for a model, what its samples take; the rest is its training."""
+
+
+def source_hash() -> str:
+    """Of the package's own source and torch's version: what trains and judges. Twelve digits."""
+    package = Path(files.__file__).parent
+    digest = hashlib.sha256(torch.__version__.encode())
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def silent(line: str) -> None:
@@ -78,8 +98,8 @@ class Runner:
 
     Args:
         comparison: its recipe.
-        out: a folder; made when missing. What the same commit finished there of the same recipe is used; runs, rates
-            and rows lie in its folder commits/COMMIT.
+        out: a folder; made when missing. What the same source of this package finished there of the same recipe is
+            used; runs, choices and rows lie in its folder versions/HASH.
         say: where plain messages go.
 
     Raises:
@@ -89,19 +109,18 @@ class Runner:
     def __init__(self, comparison: Comparison, out: Path, say: Callable[[str], None]):
         self.comparison, self.out, self.say = comparison, out, say
         self.commit = current_commit()
-        # Another commit may train and judge otherwise: what it left is not taken for this one's.
-        self.work = out / "commits" / self.commit.replace("+", "-")
-        if self.commit.endswith("+dirty"):
-            say(
-                "the package differs from its commit: what is finished will be found again, whatever it is changed to"
-            )
+        # Another source may train and judge otherwise: what it left is not taken for this one's.
+        self.work = out / "versions" / source_hash()
         self._runs: dict[str, RunConfig] = {e.name: self._plain(e) for e in comparison.entries}
         self._corpora: dict[str, Corpus] = {}
         self._judges: dict[int, TextJudge] = {}
         self._scorer: Scorer | None = None
+        self._references: list[dict[str, Any]] | None = None
         self._flops: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         """Of each model, the multiple of its learning rates that was chosen."""
+        self.samplers: dict[str, dict[int, int]] = {}
+        """Of each model and number of network calls, which of its samplers was chosen."""
 
     # -- what there is to do -----------------------------------------------------------------------------------
 
@@ -130,11 +149,13 @@ class Runner:
         device = resolve_device(config.train.device)
         return f"{device.type} {resolve_dtype(config.train.dtype, device)[0]}"
 
-    def judge(self, entry: Entry) -> TextJudge | None:
-        """By the training text; None where there is a law to judge by."""
+    def is_lawful(self, entry: Entry) -> bool:
+        """Whether the law of its language is known."""
+        return self.corpus(entry).meta.get("corpus") == "grammar"
+
+    def judge(self, entry: Entry) -> TextJudge:
+        """By the training text."""
         corpus = self.corpus(entry)
-        if corpus.meta.get("corpus") == "grammar":
-            return None
         if id(corpus) not in self._judges:
             self._judges[id(corpus)] = TextJudge(corpus, self.say)
         return self._judges[id(corpus)]
@@ -230,19 +251,26 @@ class Runner:
         entries = self.comparison.entries
         for entry in entries:
             self.flops(entry)
-        count = len(compare.rates) + len(compare.seeds) * len(compare.budgets)
+        least = min(compare.budgets)
+        # By compute: judging takes a share of it.
+        search = [len(compare.rates) * least] * len(entries)
+        choice = [_JUDGING * len(entry.samplers) * least for entry in entries]
+        total = sum(search) + sum(choice) + len(compare.seeds) * len(entries) * sum(compare.budgets)
         rows: list[dict[str, Any]] = []
-        with Progress(count * len(entries), 0, 0, self.say, label="model") as whole:
-            done = 0
-            for entry in entries:
-                self.rate(entry, whole.part(done, len(compare.rates)))
-                done += len(compare.rates)
+        with Progress(math.ceil(total), 0, 0, self.say, label="TFLOP") as whole:
+            done = 0.0
+            for entry, size in zip(entries, search, strict=True):
+                self.rate(entry, whole.part(done, size))
+                done += size
+            for entry, size in zip(entries, choice, strict=True):
+                self.sampler(entry, whole.part(done, size))
+                done += size
             for budget in compare.budgets:
                 for seed in compare.seeds:
                     for entry in entries:
                         job = self.job(entry, budget, seed, self.rates[entry.name])
-                        rows += self._measured(job, budget, whole.part(done, 1))
-                        done += 1
+                        rows += self._measured(job, budget, whole.part(done, budget))
+                        done += budget
         return rows
 
     def rate(self, entry: Entry, part: Part | None = None) -> float:
@@ -261,7 +289,9 @@ class Runner:
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
         found: dict[float, float] = {}
         for i, (rate, job) in enumerate(self._searches(entry)):
-            training, judging = part.share(i, len(compare.rates)).split(0.7) if part else (None, None)
+            training, judging = (
+                part.share(i, len(compare.rates)).split(1 - _JUDGING) if part else (None, None)
+            )
             try:
                 fault = self._fault(job, self.train(job, training), judging)
             except TrainingError as error:
@@ -293,8 +323,62 @@ class Runner:
         """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
         if family(job.config.objective).held_out_ranks:
             return held_out_curve(folder)[-1][1]
-        rows = self._rows(job, folder, self.comparison.config.search_steps, {}, part)
-        return sum(_badness(row) for row in rows) / len(rows)
+        rows = self._rows(job, folder, self.comparison.config.search_steps, job.entry.samplers[0], (), part)
+        return sum(self._lack(job.entry, row) for row in rows) / len(rows)
+
+    def _lack(self, entry: Entry, row: dict[str, Any]) -> float:
+        """How far the passages of a row are from the data, graded, whether they are too bad or too much alike.
+
+        Of a law: the share of stories that it does not have, and the distance of pairs of slots from it. Else in
+        nats: how far log perplexity and entropy are from those of held-out text.
+        """
+        if self.is_lawful(entry):
+            return 1.0 - float(row["valid"]) + (1.0 if row["pair_tv"] is None else float(row["pair_tv"]))
+        if row["perplexity"] is None:
+            return math.inf
+        data = next(
+            one for one in self.references() if one["model"] == "held-out" and one["of"] == self.data(entry)
+        )
+        return abs(math.log(row["perplexity"] / data["perplexity"])) + abs(row["entropy"] - data["entropy"])
+
+    def calls(self, entry: Entry, steps: int) -> int:
+        """Network calls that a model takes when it is asked for as many steps."""
+        config = self._runs[entry.base or entry.name]
+        return family(self._runs[entry.name].objective).calls(steps, config.model.length)
+
+    def sampler(self, entry: Entry, part: Part | None = None) -> dict[int, int]:
+        """Of each number of network calls, which of an entry's samplers does best: with the search's seed, at the
+        least budget."""
+        compare = self.comparison.config
+        calls = list(dict.fromkeys(self.calls(entry, k) for k in compare.steps))
+        if len(entry.samplers) == 1:
+            self.samplers[entry.name] = dict.fromkeys(calls, 0)
+        if entry.name in self.samplers:
+            return self.samplers[entry.name]
+        job = self.job(entry, min(compare.budgets), compare.search_seed, self.rate(entry))
+        path = self.work / "samplers" / f"{identity([job.hash, entry.samplers, *self._judging()])}.json"
+        if not path.exists():
+            training, judging = part.split(1 - _JUDGING) if part else (None, None)
+            folder, count = self.train(job, training), len(entry.samplers)
+            found: dict[int, list[float]] = {k: [] for k in calls}
+            for i, sampler in enumerate(entry.samplers):
+                own = judging.share(i, count) if judging else None
+                for row in self._rows(job, folder, compare.steps, sampler, (), own):
+                    found[row["nfe"]].append(self._lack(entry, row))
+            files.write_json(
+                path,
+                {
+                    "model": entry.name,
+                    "chosen": {str(k): lacks.index(min(lacks)) for k, lacks in found.items()},
+                    "by": {str(k): lacks for k, lacks in found.items()},
+                    "samplers": entry.samplers,
+                    "seed": compare.search_seed,
+                    "commit": self.commit,
+                },
+            )
+        kept = json.loads(path.read_text(encoding="utf-8"))["chosen"]
+        self.samplers[entry.name] = {int(k): int(i) for k, i in kept.items()}
+        return self.samplers[entry.name]
 
     def train(self, job: Job, part: Part | None) -> Path:
         """The finished run of a job; trained, gone on with, or found."""
@@ -318,48 +402,58 @@ class Runner:
         return folder
 
     def _rows(
-        self, job: Job, folder: Path, steps: list[int], sampler: dict[str, Any], part: Part | None
+        self,
+        job: Job,
+        folder: Path,
+        steps: Sequence[int],
+        sampler: dict[str, Any],
+        frontier: Sequence[int],
+        part: Part | None,
     ) -> list[dict[str, Any]]:
-        compare, judge = self.comparison.config, self.judge(job.entry)
-        rows = evaluate_run(
+        return evaluate_run(
             folder,
             steps,
-            compare.num,
+            self.comparison.config.num,
             seed=job.config.train.seed,
             device=job.config.train.device,
             dtype=job.config.train.dtype,
-            judge=judge,
-            scorer=None if judge is None else self.scorer(part),
-            frontier=compare.frontier and judge is not None,
+            judge=self.judge(job.entry),
+            scorer=self.scorer(part),
+            frontier=frontier,
+            references=False,  # judged once for all
             say=lambda line: self._tell(part, line),
             part=part,
             **sampler,
         )
-        return [row for row in rows if row["nfe"]]  # what is no model is judged once for all
 
     def _judging(self) -> list[Any]:
         """What rows depend on beside the model and its sampler."""
         compare = self.comparison.config
-        return [compare.num, compare.frontier, compare.scorer, compare.scorer_budget or max(compare.budgets)]
+        scorer = compare.scorer and [compare.scorer, compare.scorer_budget or max(compare.budgets)]
+        return [compare.steps, compare.frontier, compare.num, scorer]
 
     def _measured(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:
         """The rows of one model, one budget and one seed: judged now, or found."""
-        compare = self.comparison.config
-        asked = [job.hash, compare.steps, job.entry.samplers, *self._judging()]
+        compare, entry = self.comparison.config, job.entry
+        chosen = self.sampler(entry)
+        asked = [job.hash, entry.samplers, sorted(chosen.items()), *self._judging()]
         path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
         if path.exists():
             return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
-        training, judging = part.split(0.7)
+        training, judging = part.split(1 - _JUDGING)
         folder = self.train(job, training)
         rows = []
-        count = len(job.entry.samplers)
-        for i, sampler in enumerate(job.entry.samplers):
-            for row in self._rows(job, folder, compare.steps, sampler, judging.share(i, count)):
-                label = ", ".join([job.entry.name, *(f"{name} {value}" for name, value in sampler.items())])
-                rows.append(row | {"model": label} | self._about(job, budget, folder))
-        files.write_json(
-            path, {"model": job.entry.name, "hash": job.hash, "commit": self.commit, "rows": rows}
-        )
+        groups: dict[int, list[int]] = {}
+        for k in compare.steps:
+            groups.setdefault(chosen[self.calls(entry, k)], []).append(k)
+        for number, (i, steps) in enumerate(groups.items()):
+            own = judging.share(number, len(groups))
+            turned = [k for k in compare.frontier if k in steps]
+            found = self._rows(job, folder, steps, entry.samplers[i], turned, own)
+            rows += [row | {"chosen": entry.samplers[i]} for row in found]
+        rows.sort(key=lambda row: row["nfe"])
+        rows = [row | {"model": entry.name} | self._about(job, budget, folder) for row in rows]
+        files.write_json(path, {"model": entry.name, "hash": job.hash, "commit": self.commit, "rows": rows})
         return rows
 
     def _about(self, job: Job, budget: float, folder: Path) -> dict[str, Any]:
@@ -369,6 +463,7 @@ class Runner:
             "rate": self.rates[job.entry.name],
             "training_steps": job.config.train.steps,
             "training_tflop": (job.flops + (job.teacher.flops if job.teacher else 0.0)) / TERA,
+            "parameters": _parameters(folder / "ema.safetensors"),
             "run": folder.name,
             "hash": job.hash,
         }
@@ -379,22 +474,24 @@ class Runner:
     # -- beside it ---------------------------------------------------------------------------------------------
 
     def references(self) -> list[dict[str, Any]]:
-        """Rows of what is no model: exact samples of the law, or held-out text and the n-gram model's samples."""
-        compare = self.comparison.config
-        seed = compare.search_seed
-        judges = {id(judge): judge for entry in self.comparison.entries if (judge := self.judge(entry))}
-        scorer = self.scorer() if judges else None
-        rows = []
-        for judge in judges.values():
+        """Rows of what is no model: held-out text and the n-gram model's samples; of a law, exact samples of it too.
+        ``of`` is the hash of their text."""
+        if self._references is not None:
+            return self._references
+        compare, rows = self.comparison.config, []
+        seed, scorer = compare.search_seed, self.scorer()
+        for data, entry in {self.data(entry): entry for entry in self.comparison.entries}.items():
+            judge, lawful = self.judge(entry), self.is_lawful(entry)
             others = None
             if scorer is not None:
                 others = feature_texts(scorer, [passage(text) for text in judge.halves(compare.num, seed)[1]])
-            rows += judge.reference_rows(compare.num, seed, None, scorer, others)
-        for row in rows:
-            if row["model"] == "held-out":
-                row |= of_the_data(row)
-        if any(self.judge(entry) is None for entry in self.comparison.entries):
-            rows.append(law_row(Grammar(), compare.num, seed))
+            found = judge.reference_rows(compare.num, seed, Grammar() if lawful else None, scorer, others)
+            found[0] |= of_the_data(found[0])
+            if lawful:
+                near = {"num": compare.num, "frechet": None if scorer is None else 0.0}
+                found.append(law_reference(near, seed, scorer))
+            rows += [row | {"of": data} for row in found]
+        self._references = rows
         return rows
 
     def texts(self) -> list[dict[str, Any]]:
@@ -416,10 +513,7 @@ class Runner:
         return out
 
 
-def _badness(row: dict[str, Any]) -> float:
-    """Share of passages that the law has not; where there is no law, log perplexity, at the entropy of the data where
-    a frontier says it, and without end where it is not reached."""
-    if row["valid"] is not None:
-        return 1.0 - float(row["valid"])
-    found = row["perplexity_at_data_entropy"] if row.get("frontier") else row["perplexity"]
-    return math.inf if found is None else math.log(found)
+def _parameters(weights: Path) -> int:
+    """How many numbers lie in a file of weights."""
+    with safetensors.safe_open(weights, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118

@@ -7,6 +7,7 @@ model's own samples, which take no network at all.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from flowlm.data.corpora import Corpus
 from flowlm.data.grammar import Grammar
 from flowlm.data.tokens import UNK, Tokenizer, join_words
 from flowlm.evaluation.copying import Copies
-from flowlm.evaluation.diversity import self_bleu
+from flowlm.evaluation.diversity import self_bleu, unigram_entropy
 from flowlm.evaluation.metrics import evaluate_texts, make_row, merged, passage, words
 from flowlm.evaluation.ngram import KneserNey
 from flowlm.evaluation.samples import current_commit
@@ -66,6 +67,13 @@ class TextJudge:
         self.scorer = KneserNey.fit(train, ORDER)
         self._copies = Copies(train)
         self._known = {word for text in train for word in text} - {UNK}
+
+    @functools.cached_property
+    def entropy(self) -> float:
+        """That of the data: of all held-out passages, each by itself, in nats."""
+        rows = self._held_out
+        parts = (_texts(self._tokenizer, rows[a : a + _ROWS]) for a in range(0, len(rows), _ROWS))
+        return unigram_entropy([words(passage(text)) for part in parts for text in part])
 
     def scores(self, texts: Sequence[str]) -> Scores:
         """What the n-gram model says of each text; a token is a word or sign, ends are counted."""

@@ -244,7 +244,8 @@ def evaluate_run(
     by_text: bool | None = None,
     judge: TextJudge | None = None,
     scorer: Scorer | None = None,
-    frontier: bool = False,
+    frontier: Sequence[int] = (),
+    references: bool = True,
     say: Callable[[str], None] | None = None,
     part: Part | None = None,
     **sampler: Any,
@@ -259,9 +260,10 @@ def evaluate_run(
         judge: by that text, made before, for many runs on it.
         scorer: whose perplexity takes the place of the n-gram model's, and whose features the Fréchet distance.
         folder: of the sample files; `run`/samples when None.
-        frontier: turn each knob of the family's sampler by itself and add ``frontier`` (the curves) and
-            ``perplexity_at_data_entropy``. Sample files of the same weights and settings are then read and not
-            written again, so that what was interrupted goes on.
+        frontier: of `steps`, those at which to turn each knob of the family's sampler by itself, and to add
+            ``frontier`` (the curves) and ``perplexity_at_data_entropy``. Sample files of the same weights and settings
+            are then read and not written again, so that what was interrupted goes on.
+        references: whether the rows of what is no model are wanted.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
         part: of a longer job's bar, in place of a bar of its own.
 
@@ -272,7 +274,7 @@ def evaluate_run(
     folder = folder or run / "samples"
     lawful = model.data.get("corpus") == "grammar"
     if by_text is None:
-        by_text = frontier or not lawful
+        by_text = bool(frontier) or not lawful
     if judge is None and by_text:
         judge = judge_of(run, model, say or (lambda line: None))
     if frontier and judge is None:
@@ -283,12 +285,22 @@ def evaluate_run(
     options = model.family.check_options(sampler)
     # An autoregressive model takes as many calls as there are tokens, whatever is asked for.
     steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
-    curves = {k: _curves(model.family, k, options) if frontier else {} for k in steps}
+    turned = {model.family.calls(k, model.length) for k in frontier}
+    curves = {k: _curves(model.family, k, options) if k in turned else {} for k in steps}
     asked = [(k, options) for k in steps]
     asked += [(k, options | {knob: v}) for k in steps for knob, values in curves[k].items() for v in values]
     files_of = {_sample_path(folder, k, seed, own): (k, own) for k, own in asked}
     _write_all(
-        model, run, files_of, num, len(steps), seed=seed, dtype=dtype, reuse=frontier, say=say, part=part
+        model,
+        run,
+        files_of,
+        num,
+        len(steps),
+        seed=seed,
+        dtype=dtype,
+        reuse=bool(frontier),
+        say=say,
+        part=part,
     )
 
     reference = None
@@ -301,13 +313,8 @@ def evaluate_run(
     for k in steps:
         path = _sample_path(folder, k, seed, options)
         rows.append(_score(path, *read_samples(path), None, judge, scorer, reference, say))
-    if judge is None:
-        return rows
-    references = judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer, reference)
-    if frontier:
-        held_out = references[0]
-        held_out |= of_the_data(held_out)
-        for k, row in zip(steps, rows, strict=True):
+    for k, row in zip(steps, rows, strict=True):
+        if k in turned and judge is not None:
             points = {
                 knob: [
                     _point(_sample_path(folder, k, seed, options | {knob: v}), v, judge, scorer)
@@ -315,8 +322,13 @@ def evaluate_run(
                 ]
                 for knob, values in curves[k].items()
             }
-            row |= _frontier(points, held_out["entropy"])
-    return rows + references
+            row |= _frontier(points, judge.entropy)
+    if judge is None or not references:
+        return rows
+    others = judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer, reference)
+    if turned:
+        others[0] |= of_the_data(others[0])
+    return rows + others
 
 
 def law_reference(row: Mapping[str, Any], seed: int, scorer: Scorer | None = None) -> dict[str, Any]:
