@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +189,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @torch.no_grad()
-def test_a_causal_model_of_others(gpt2: Path) -> None:
+def test_a_causal_model_of_others(gpt2: Path, tmp_path: Path) -> None:
     """As papers do: tokens after the first, cut at the context; text by text it says the same."""
     scorer = HFScorer(str(gpt2), device="cpu")
     texts = [*LINES[:3], " ".join(LINES[:6]), "a", ""]
@@ -214,7 +216,15 @@ def test_a_causal_model_of_others(gpt2: Path) -> None:
             assert row == pytest.approx(hidden.double().mean(0).numpy(), abs=1e-5)
         else:
             assert not row.any()
-    assert scorer.name.startswith("tiny-gpt2 local, float32")
+    assert re.match(r"tiny-gpt2 [0-9a-f]{8}, float32", scorer.name)
+    # a model of other weights in a folder of the same name is another one, also for what is kept of its scores
+    copy = tmp_path / "tiny-gpt2"
+    shutil.copytree(gpt2, copy)
+    assert HFScorer(str(copy), device="cpu").name == scorer.name
+    other = AutoModelForCausalLM.from_pretrained(gpt2)
+    torch.nn.init.zeros_(other.transformer.wte.weight)
+    other.save_pretrained(copy)
+    assert HFScorer(str(copy), device="cpu").name != scorer.name
     assert "cut at 16 tokens" in scorer.name
     assert HFScorer(str(gpt2), context=8, device="cpu").judge(texts).tokens[3] == 7
 

@@ -158,6 +158,12 @@ class ARScorer:
         return _means(hidden, counts)
 
 
+def _folder_hash(folder: Path) -> str:
+    """Of the names and contents of a folder's files."""
+    own = sorted(path for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("\n".join(f"{path.name} {files.sha256(path)}" for path in own).encode()).hexdigest()
+
+
 class HFScorer:
     """A causal model of Hugging Face's, as papers on these models use gpt2-large.
 
@@ -204,7 +210,10 @@ class HFScorer:
         self._device = resolve_device(device)
         self._dtype, _ = resolve_dtype(dtype, self._device)
         self._model.to(self._device).eval()
-        commit = str(getattr(self._model.config, "_commit_hash", None) or revision or "local")[:8]
+        there = Path(name)
+        hub = str(getattr(self._model.config, "_commit_hash", None) or revision or "main")
+        # A folder's name says nothing of what lies in it.
+        commit = (_folder_hash(there) if there.is_dir() else hub)[:8]
         self._name = (
             f"{Path(name).name if Path(name).is_dir() else name} {commit}, {str(self._dtype)[6:]}, its tokens after "
             f"the first, no end, texts cut at {self._context} tokens"
