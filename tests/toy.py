@@ -61,8 +61,8 @@ class Language:
         return (scores.softmax(-1) @ self.onehot.flatten(1)).view_as(a)
 
     def denoise(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """D_t(x), t < 1, by enumeration."""
-        left = 1 - times(t)
+        """D_t(x) by enumeration; at t = 1 the nearest passage, as at t = .999."""
+        left = (1 - times(t)).clamp_min(1e-3)
         return self._posterior(x / left, (1 - left) / left)
 
     def flow_map(self, x: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
@@ -99,33 +99,46 @@ class ExactPosterior(Posterior):
         super().__init__(probs.clamp_min(1e-300).log(), lambda hidden: hidden, embedding)
 
     def embed(self, temperature: float = 1.0) -> Tensor:
-        return (self.hidden / temperature).softmax(-1)
+        return (self.hidden / temperature).softmax(-1) @ self.embedding
 
 
 @dataclass
 class ExactNoise:
-    """z itself, in float64."""
+    """zE with z drawn itself, in float64."""
 
+    embedding: Tensor
     width: int = VOCAB
 
     def __call__(self, xi: Tensor) -> Tensor:
-        return xi.double()
+        return xi.double() @ self.embedding
 
 
 class ExactDenoiser:
-    """The toy's D_t and δ_{s,t} where a network would be."""
+    """The toy's D_t and δ_{s,t} where a network would be.
 
-    def __init__(self, two_times: bool, clock: Clock | None = None, rk_steps: int = 256):
+    Args:
+        embedding: E (V, d) of the state y = xE, with independent rows; the identity when None.
+    """
+
+    def __init__(
+        self,
+        two_times: bool,
+        clock: Clock | None = None,
+        rk_steps: int = 256,
+        embedding: Tensor | None = None,
+    ):
         self.config = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, two_times=two_times)
-        self.embedding = torch.eye(VOCAB, dtype=torch.float64)
+        self.embedding = torch.eye(VOCAB, dtype=torch.float64) if embedding is None else embedding
+        self.inverse = torch.linalg.pinv(self.embedding)
         self.clock = clock or DecodingErrorClock(VOCAB)
         self.rk_steps = rk_steps
 
     def noise_law(self) -> ExactNoise:
-        return ExactNoise()
+        return ExactNoise(self.embedding)
 
     def __call__(self, y: Tensor, s: Tensor | float, t: Tensor | float | None = None) -> ExactPosterior:
-        probs = LANGUAGE.denoise(y, s) if t is None else LANGUAGE.flow_map_denoiser(y, s, t, self.rk_steps)
+        x = y @ self.inverse
+        probs = LANGUAGE.denoise(x, s) if t is None else LANGUAGE.flow_map_denoiser(x, s, t, self.rk_steps)
         return ExactPosterior(probs, self.embedding)
 
 

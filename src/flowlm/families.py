@@ -60,6 +60,10 @@ class Objective:
         """Where in [0, 1] each row's noise level lies, for held-out losses by bins; None where there is none."""
         return None
 
+    def report(self) -> dict[str, float]:
+        """Figures of the last step for metrics.jsonl, beside its loss."""
+        return {}
+
     def state(self) -> dict[str, Tensor]:
         """What a resume needs beyond the weights."""
         return {}

@@ -128,6 +128,12 @@ class Posterior:
             hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[rows]
             return self._logits(hidden).softmax(-1)
 
+    def log_probs_at(self, rows: slice) -> Tensor:
+        """log p (n, V) of positions `rows` of the flattened (B·L), float32 and without gradient."""
+        with torch.no_grad():
+            hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[rows]
+            return self._logits(hidden).log_softmax(-1)
+
     def log_probs(self) -> Tensor:
         """log p, float32 (B, L, V). The one method that makes a tensor of that size."""
         return self._chunked(lambda h, _: self._logits(h).log_softmax(-1))
@@ -175,6 +181,16 @@ class Posterior:
             )
         return self._chunked(
             lambda h, rows: -(target.probs_at(rows) * self._logits(h).log_softmax(-1)).sum(-1)
+        )
+
+    def squared_error(self, target: Target) -> Tensor:
+        """Σ_k (p_k - target_k)² at each position (B, L), float32; the target carries no gradient.
+
+        Args:
+            target: of a distribution, or of what is one only in the end.
+        """
+        return self._chunked(
+            lambda h, rows: (self._logits(h).softmax(-1) - target.probs_at(rows)).square().sum(-1)
         )
 
 

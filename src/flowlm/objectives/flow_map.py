@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,15 @@ from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
 from flowlm.device import wide
 from flowlm.families import Objective
+from flowlm.objectives.derivative import METHODS, Network
 from flowlm.objectives.draws import stochastic_round, stratified
+from flowlm.objectives.identities import (
+    Watched,
+    esd_logit_target,
+    esd_target,
+    lsd_logit_target,
+    lsd_target,
+)
 from flowlm.path import (
     CoupledDenseNoise,
     CoupledLowRankNoise,
@@ -34,8 +42,8 @@ from flowlm.path import (
 )
 from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 
-#: A denoiser as the targets see it: (y, s, t) -> posterior.
-Network = Callable[[Tensor, Tensor, Tensor], Posterior]
+#: What a flow map is known by; each is a target of it.
+IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit")
 
 #: Numbers of the kinds of rows in the draws' "kind".
 DIAGONAL, BOUNDARY, INTERIOR = range(3)
@@ -80,7 +88,7 @@ def rollout_target(teacher: Denoiser, y: Tensor, clock: Clock, steps: int) -> Ta
 @dataclass(frozen=True)
 class FlowMapConfig:
     """How a flow map is distilled. The published setting: diagonal 1/2, boundary 1/32, boundary_target "self", target
-    "student", head_start 0."""
+    "student", identity "psd", head_start 0."""
 
     diagonal: float = 0.5
     """Share of the rows on the diagonal s = t."""
@@ -91,7 +99,21 @@ class FlowMapConfig:
     rollout_steps: int = 8
     """Network calls of the teacher's rollout."""
     target: str = "student"
-    """Network of the semigroup target: "student" (as it is) or "averaged" (its EMA)."""
+    """Network of the identity's target: "student" (as it is) or "averaged" (its EMA)."""
+    identity: str = "psd"
+    """What makes the target of two times: "psd" (semigroup), "lsd" (Lagrangian), "esd" (Eulerian), or the last two in
+    logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup)."""
+    loss: str = "cross-entropy"
+    """To the identity's target: "cross-entropy" (the target projected to the simplex), or "squared-error" of
+    probabilities, as it is."""
+    denoiser: str = "student"
+    """Whose D_t a Lagrangian or Eulerian target takes: "student" (the diagonal of the network of target) or
+    "teacher"."""
+    derivative: str = "jvp"
+    """Rates of Lagrangian and Eulerian targets: "jvp" (forward-mode differentiation) or "difference" (two network
+    calls more, with any attention and compiled code)."""
+    log_floor: float = 1e-6
+    """Least argument of the logarithm in targets of logits; how often it is met is logged as "clamped"."""
     head_start: float = 0.0625
     """Share of the clock time from s to t that the state goes towards the data's mean before the network sees it.
     From noise that is the flow's own first step, D_0 being the marginals: it costs no call. Part of the student, not of
@@ -112,6 +134,36 @@ class FlowMapConfig:
             raise ValueError(f"flow_map.boundary_target = {self.boundary_target!r}: use 'self' or 'teacher'")
         if self.target not in ("student", "averaged"):
             raise ValueError(f"flow_map.target = {self.target!r}: use 'student' or 'averaged'")
+        for name, choices in (
+            ("identity", IDENTITIES),
+            ("loss", ("cross-entropy", "squared-error")),
+            ("denoiser", ("student", "teacher")),
+            ("derivative", METHODS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"flow_map.{name} = {getattr(self, name)!r}: use {', '.join(map(repr, choices))}"
+                )
+        if self.loss == "squared-error" and self.identity.endswith("-logit"):
+            raise ValueError(
+                f"flow_map.loss = 'squared-error' is of probabilities, and identity = {self.identity!r} is of logits: "
+                f"use identity = {self.identity.removesuffix('-logit')!r} or loss = 'cross-entropy'"
+            )
+        if self.denoiser == "teacher" and self.identity == "psd":
+            raise ValueError(
+                "flow_map.denoiser = 'teacher' means nothing for identity = 'psd', whose target takes no D_t: use "
+                "'lsd', 'lsd-logit', 'esd' or 'esd-logit', or denoiser = 'student'"
+            )
+        if self.denoiser == "teacher" and not self.freeze_embedding:
+            raise ValueError(
+                "flow_map.denoiser = 'teacher' needs freeze_embedding = true: the teacher would read the state of "
+                "another embedding"
+            )
+        if not 0 < self.log_floor < 1:
+            raise ValueError(
+                f"flow_map.log_floor must lie in (0, 1), got {self.log_floor}: at a flow map's diagonal the argument "
+                "is 1"
+            )
         if self.rollout_steps < 1:
             raise ValueError(f"flow_map.rollout_steps must be at least 1, got {self.rollout_steps}")
         if self.target == "averaged" and not self.freeze_embedding:
@@ -140,6 +192,8 @@ class FlowMapObjective(Objective):
     ):
         if teacher is None and config.boundary_target == "teacher":
             raise ValueError("flow_map.boundary_target = 'teacher' needs a teacher: give one or use 'self'")
+        if teacher is None and config.denoiser == "teacher":
+            raise ValueError("flow_map.denoiser = 'teacher' needs a teacher: give one or use 'student'")
         if config.target == "averaged" and teacher is None:
             raise ValueError(
                 "flow_map.target = 'averaged' needs a teacher, whose embedding stays frozen: without one the averaged "
@@ -150,8 +204,10 @@ class FlowMapObjective(Objective):
         self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
         self.kinds: tuple[str, ...] = ("diagonal", "boundary", "interior")
         self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
+        self._watched: list[tuple[str, Tensor | float, int]] = []
 
     def prepare(self, model: Denoiser, step: int | None = None) -> None:
+        self._watched = []
         if self.teacher is None:
             self._noise = model.noise_law()
         elif self.config.freeze_embedding:
@@ -210,6 +266,7 @@ class FlowMapObjective(Objective):
         order = torch.argsort(draws["kind"], stable=True)
         counts = torch.bincount(draws["kind"], minlength=3).tolist()
         at = order.to(device)
+        back = torch.argsort(at)
         tokens, xi = tokens[at], xi[at]
         s, u, t = (draws[name][order].to(device, wide(device)) for name in ("s", "u", "t"))
         s32, t32 = s.float(), t.float()
@@ -220,32 +277,78 @@ class FlowMapObjective(Objective):
         posterior = model(y, s32, t32)
 
         n_diagonal, n_boundary, _ = counts
-        diagonal = slice(0, n_diagonal)
-        # With the teacher's rollout at the boundary, the semigroup target covers the interior alone.
+        # With the teacher's rollout at the boundary, the identity's target covers the interior alone.
         first = n_diagonal + (n_boundary if cfg.boundary_target == "teacher" else 0)
-        boundary, pairs = slice(n_diagonal, first), slice(first, None)
-        targets: list[tuple[int, Target]] = []
+        diagonal, boundary = slice(0, n_diagonal), slice(n_diagonal, first)
+        known: list[tuple[int, Target]] = []
         length = tokens.shape[1]
         with torch.no_grad():
             if n_diagonal:
                 target = self._diagonal_target(model, tokens[diagonal], teacher_y0[diagonal], s32[diagonal])
-                targets.append((n_diagonal * length, target))
+                known.append((n_diagonal * length, target))
             if first > n_diagonal:
                 assert self.teacher is not None
                 target = rollout_target(self.teacher, teacher_y0[boundary], self.clock, cfg.rollout_steps)
-                targets.append(((first - n_diagonal) * length, target))
-            if first < len(tokens):
-                network = self.averaged if cfg.target == "averaged" else model
-                assert network is not None
-                training = network.training
-                network.eval()
-                # Times stay float64 so that λ does not round.
-                target = psd_target(network, y[pairs].detach(), s[pairs], u[pairs], t[pairs])
-                network.train(training)
-                targets.append(((len(tokens) - first) * length, target))
-        loss = posterior.cross_entropy(Stacked(targets))
-        back = torch.argsort(at)
+                known.append(((first - n_diagonal) * length, target))
+        # Towards the data the Eulerian identity of logits is 0/0.
+        halves = n_diagonal + n_boundary if cfg.identity == "esd-logit" else first
+        pairs: list[tuple[int, Target]] = []
+        for rows, identity in (
+            (slice(first, halves), "psd"),
+            (slice(max(first, halves), len(tokens)), cfg.identity),
+        ):
+            if rows.start < rows.stop:
+                # Times stay float64 so that the weights do not round.
+                place = (y[rows].detach(), s[rows], u[rows], t[rows])
+                target = self._pair_target(identity, model, *place)
+                pairs.append(((rows.stop - rows.start) * length, target))
+        if cfg.loss == "squared-error" and pairs:
+            losses = [posterior[:first].cross_entropy(Stacked(known))] if known else []
+            loss = torch.cat([*losses, posterior[first:].squared_error(Stacked(pairs))])
+        else:
+            loss = posterior.cross_entropy(Stacked(known + pairs))
+        # Now, for the backward pass makes some of them again.
+        self._watched += [
+            (part.name, part.total, part.count) for _, part in pairs if isinstance(part, Watched)
+        ]
         return loss[back]
+
+    def _pair_target(
+        self, identity: str, model: Denoiser, y: Tensor, s: Tensor, u: Tensor, t: Tensor
+    ) -> Target:
+        """The target of an identity at the states y and the pairs (s, t), with u between them."""
+        cfg = self.config
+        network = self.averaged if cfg.target == "averaged" else model
+        assert network is not None
+        training = network.training
+        network.eval()
+
+        def diagonal(y: Tensor, t: Tensor) -> Posterior:
+            return network(y, t, t)
+
+        denoiser = diagonal if cfg.denoiser == "student" or self.teacher is None else self.teacher
+        project = cfg.loss == "cross-entropy"
+        target: Target
+        if identity == "psd":
+            target = psd_target(network, y, s, u, t)
+        elif identity == "lsd":
+            target = lsd_target(network, denoiser, y, s, t, cfg.derivative, project)
+        elif identity == "lsd-logit":
+            target = lsd_logit_target(network, denoiser, y, s, t, cfg.derivative, cfg.log_floor)
+        elif identity == "esd":
+            target = esd_target(network, denoiser, y, s, t, cfg.derivative, project)
+        else:
+            target = esd_logit_target(network, denoiser, y, s, t, cfg.derivative, cfg.log_floor)
+        network.train(training)
+        return target
+
+    def report(self) -> dict[str, float]:
+        """How far the last step's targets were from being one: "outside" the simplex, or "clamped"."""
+        figures: dict[str, float] = {}
+        for name in dict.fromkeys(name for name, *_ in self._watched):
+            parts = [(total, count) for other, total, count in self._watched if other == name]
+            figures[name] = float(sum(total for total, _ in parts)) / sum(count for _, count in parts)
+        return figures
 
     def _diagonal_target(self, model: Denoiser, tokens: Tensor, y0: Tensor, t: Tensor) -> Target:
         if self.teacher is None:

@@ -321,6 +321,7 @@ class Trainer:
                         lr_factor=self.optimizer.scale(self.step - 1),
                         tokens=self.step * tokens_per_step,
                         seconds=round(time.perf_counter() - started, 3),
+                        **self.objective.report(),
                     )
                 last = self.step == cfg.steps
                 if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
