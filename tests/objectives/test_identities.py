@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_flow_map import CLOCK, random_triples
 from torch import Tensor
 
 import toy
@@ -22,7 +23,6 @@ from flowlm.objectives.identities import (
     sparsemax,
 )
 from flowlm.path import step, velocity
-from test_flow_map import CLOCK, random_triples
 from toy import LANGUAGE
 
 TARGETS: dict[str, Callable[..., Any]] = {
