@@ -4,8 +4,8 @@
     Eulerian     (1-t) δ_{s,t} = (1-t) D_s + (1-s)(t-s) d/ds δ_{s,t}
 
 (arXiv 2602.16813; of logits: Discrete Flow Maps, arXiv 2604.09784.) Along the flow, d/ds is ∂_s + b_s·∇. No target
-carries a gradient, and so none passes through a rate. Targets of probabilities lie on the simplex at the flow map alone:
-before, they are projected onto it for a cross-entropy. Targets of logits stay on it, but take a logarithm whose argument
+carries a gradient, and so none passes through a rate. Those of probabilities lie on the simplex at the flow map alone:
+before, they are projected onto it for a cross-entropy. Those of logits stay on it, but take a logarithm whose argument
 may be negative before, and which at the flow map is D/δ: the Lagrangian one is ill conditioned for tokens that are ruled
 out between s and t, where D_t vanishes and δ_{s,t} does not.
 """
