@@ -6,7 +6,7 @@
 (arXiv 2602.16813; of logits: Discrete Flow Maps, arXiv 2604.09784.) Along the flow, d/ds is ∂_s + b_s·∇. No target
 carries a gradient, and so none passes through a rate. Those of probabilities lie on the simplex at the flow map alone:
 before, they are projected onto it for a cross-entropy. Those of logits stay on it, but take a logarithm whose argument
-may be negative before, and which at the flow map is D/δ: the Lagrangian one is ill conditioned for tokens that are ruled
+may be negative before, and which at the flow map is D/δ: the Lagrangian one is ill conditioned for tokens ruled
 out between s and t, where D_t vanishes and δ_{s,t} does not.
 """
 
