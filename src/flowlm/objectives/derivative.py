@@ -42,7 +42,7 @@ class Moving:
         """log p and its rate a_k = ż_k - Σ_j p_j ż_j, (n, V) each, at positions `rows` of the flattened (B·L)."""
         hidden = self.posterior.hidden.reshape(self.rate.shape)[rows]
         with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-            logits, tangent = torch.func.jvp(self.posterior.head, (hidden,), (self.rate[rows],))
+            logits, tangent = torch.func.jvp(self.posterior.head, (hidden,), (self.rate[rows],))[:2]
             log_probs = logits.log_softmax(-1)
             return log_probs, tangent - (log_probs.exp() * tangent).sum(-1, keepdim=True)
 
@@ -107,7 +107,7 @@ def _moving(
                 with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
                     # What a network keeps for later calls must not be made within the derivative.
                     network(*(x[:1] for x in at))
-                    value, rate = torch.func.jvp(hidden, at, direction)
+                    value, rate = torch.func.jvp(hidden, at, direction)[:2]
             except NotImplementedError as error:
                 raise ValueError(
                     "this network has no forward-mode derivative, which flow_map.derivative = 'jvp' takes: use "
