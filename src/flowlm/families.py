@@ -64,6 +64,14 @@ class Objective:
         """Figures of the last step for metrics.jsonl, beside its loss."""
         return {}
 
+    def warning(self) -> str:
+        """What has gone wrong for long, and what helps; asked after each `report`, empty most of the time."""
+        return ""
+
+    def remedy(self) -> str:
+        """What helps a model whose passages repeat themselves."""
+        return "lower --optim.lr and --optim.muon-lr, or train longer"
+
     def state(self) -> dict[str, Tensor]:
         """What a resume needs beyond the weights."""
         return {}

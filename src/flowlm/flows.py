@@ -131,4 +131,4 @@ class FMLM(FLM):
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
         assert clock is not None
-        return FlowMapObjective(run.flow_map, clock, teacher, averaged)
+        return FlowMapObjective(run.flow_map, clock, teacher, averaged, run.train.steps)

@@ -21,6 +21,7 @@ from flowlm.objectives.flow_map import (
     DIAGONAL,
     IDENTITIES,
     INTERIOR,
+    PATIENCE,
     FlowMapConfig,
     psd_target,
     rollout_target,
@@ -152,6 +153,27 @@ def test_law_of_the_pairs() -> None:
         ordered = values.sort().values
         assert (ordered - torch.linspace(0, 1, len(values), dtype=torch.float64)).abs().max() < 0.01
     assert torch.corrcoef(torch.stack([width[width < 0.99], place]))[0, 1].abs() < 0.05
+
+
+def test_other_laws_of_the_pairs() -> None:
+    """Two uniform draws in order, and u anywhere between them; what is not asked for stays as it is."""
+    draws = draw(20_000, UniformClock(), diagonal=0.0, boundary=0.0, pairs="uniform", middle="random")
+    s, u, t = (draws[name] for name in ("s", "u", "t"))
+    n = len(s)
+    even = torch.linspace(0, 1, n, dtype=torch.float64)
+    # P(max <= x) = x^2, P(min <= x) = 1 - (1-x)^2
+    for values in (t.square(), 1 - (1 - s).square()):
+        assert (values.sort().values - even).abs().max() < 0.02
+    share = (u - s) / (t - s)
+    assert ((s < u) & (u < t)).all()
+    assert (share.sort().values - even).abs().max() < 0.02
+    assert torch.corrcoef(torch.stack([share, t - s]))[0, 1].abs() < 0.05
+    wide, even_pairs = (
+        draw(20_000, diagonal=0.0, boundary=0.0, pairs=pairs) for pairs in ("width", "uniform")
+    )
+    clock = DecodingErrorClock(V)
+    means = [(clock.tau(d["t"]) - clock.tau(d["s"])).mean() for d in (wide, even_pairs)]
+    assert means == [pytest.approx(1 / 2, abs=0.01), pytest.approx(1 / 3, abs=0.01)]
 
 
 def test_kinds_are_spread_over_the_batch() -> None:
@@ -347,6 +369,23 @@ def test_targets_see_no_dropout() -> None:
     assert case.student.training
 
 
+def test_the_semigroup_comes_first() -> None:
+    """For the first share of the training's steps; what is measured outside of it is the identity in the end."""
+    case = Case("no teacher")
+
+    def losses(step: int | None, **options: Any) -> Tensor:
+        objective = FlowMapObjective(FlowMapConfig(**options), case.student.clock, steps=10)
+        objective.prepare(case.student, step)
+        return objective.losses(case.student, case.tokens, case.xi, case.draws).detach()
+
+    case.student.eval()
+    changing = {"identity": "esd", "psd_first": 0.5}
+    semigroup, eulerian = losses(0), losses(0, identity="esd")
+    assert not torch.allclose(semigroup, eulerian)
+    for at, want in ((0, semigroup), (4, semigroup), (5, eulerian), (9, eulerian), (None, eulerian)):
+        assert torch.equal(losses(at, **changing), want)
+
+
 @pytest.mark.parametrize("identity", IDENTITIES)
 def test_what_leaves_the_simplex_is_reported(identity: str) -> None:
     case = Case("no teacher")
@@ -359,6 +398,19 @@ def test_what_leaves_the_simplex_is_reported(identity: str) -> None:
     assert objective.report() == before
     assert list(before) == ([] if identity == "psd" else ["clamped" if "logit" in identity else "outside"])
     assert all(0 <= value < 1 for value in before.values())
+
+
+@pytest.mark.parametrize(("identity", "figure"), [("lsd", "outside"), ("esd-logit", "clamped")])
+def test_targets_that_are_none_for_long_are_told_once(identity: str, figure: str) -> None:
+    objective = FlowMapObjective(FlowMapConfig(identity=identity), UniformClock())
+    told = []
+    for share in [0.9] * (PATIENCE - 1) + [0.1] + [0.6] * (PATIENCE + 5):
+        objective._watched = [(figure, 8 * share, 8)]
+        assert objective.report() == {figure: pytest.approx(share)}
+        told.append(objective.warning())
+    assert [i for i, text in enumerate(told) if text] == [2 * PATIENCE - 1]
+    assert f"the target of flow_map.identity = '{identity}'" in told[2 * PATIENCE - 1]
+    assert "--flow-map.psd-first 0.5" in told[2 * PATIENCE - 1]
 
 
 def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
@@ -386,6 +438,17 @@ def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
             {"identity": "cfm"},
             "flow_map.identity = 'cfm': use 'psd', 'lsd', 'lsd-logit', 'esd', 'esd-logit'",
         ),
+        (
+            {"psd_first": 2.0, "identity": "esd"},
+            r"flow_map.psd_first is a share of the steps in \[0, 1\], got 2.0",
+        ),
+        ({"psd_first": 0.5}, "flow_map.psd_first = 0.5 means nothing for identity = 'psd'"),
+        (
+            {"psd_first": 0.5, "identity": "esd", "loss": "squared-error"},
+            "would take the semigroup's target in squared errors too",
+        ),
+        ({"pairs": "even"}, "flow_map.pairs = 'even': use 'width', 'uniform'"),
+        ({"middle": "mid"}, "flow_map.middle = 'mid': use 'half', 'random'"),
         ({"loss": "mse"}, "flow_map.loss = 'mse': use 'cross-entropy', 'squared-error'"),
         ({"denoiser": "data"}, "flow_map.denoiser = 'data': use 'student', 'teacher'"),
         ({"derivative": "vjp"}, "flow_map.derivative = 'vjp': use 'jvp', 'difference'"),

@@ -11,6 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,30 @@ def test_samples_and_losses_are_said(tmp_path: Path) -> None:
     assert lines[at + 1 : at + 3] == [
         "  " + text for text in FlowLM.from_pretrained(tmp_path / "run").generate(2, 2, seed=0)
     ]
+
+
+def test_passages_that_repeat_themselves_are_told_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Entropies stand in the metrics; from half of the steps on, that of the passages far below the data's is said."""
+    collapsed = torch.full((16, 12), 5)
+    monkeypatch.setattr(
+        FlowLM,
+        "generate_in_parts",
+        lambda *a, **k: iter([SimpleNamespace(tokens=collapsed, texts=["a"] * 16)]),
+    )
+    lines: list[str] = []
+    config = settings({"train.steps": 8, "train.eval_every": 2})
+    trainer = Trainer(config, tmp_path / "run", say=lines.append)
+    trainer.start()
+    trainer.train()
+    told = [line for line in lines if "repeat themselves" in line]
+    assert len(told) == 3  # after 4, 6 and 8
+    found = [m for m in metrics(tmp_path / "run") if "held_out" in m]
+    assert [m["sample_entropy"] for m in found] == [0.0] * 4
+    assert 1 < found[0]["data_entropy"] < math.log(12)
+    assert f"0.00 nats of entropy, those of held-out text {found[0]['data_entropy']:.2f}" in told[0]
+    assert "lower --optim.lr" in told[0]
 
 
 def test_eval_every_zero_looks_only_at_the_end(tmp_path: Path) -> None:

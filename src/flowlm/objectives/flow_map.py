@@ -45,6 +45,9 @@ from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 #: What a flow map is known by; each is a target of it.
 IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit")
 
+#: Reports in a row with a figure above a half, after which targets are said to be no targets.
+PATIENCE = 20
+
 #: Numbers of the kinds of rows in the draws' "kind".
 DIAGONAL, BOUNDARY, INTERIOR = range(3)
 
@@ -103,6 +106,14 @@ class FlowMapConfig:
     identity: str = "psd"
     """What makes the target of two times: "psd" (semigroup), "lsd" (Lagrangian), "esd" (Eulerian), or the last two in
     logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup)."""
+    psd_first: float = 0.0
+    """Share of the steps, the first ones, in which the semigroup makes the target, whatever `identity` is: rates are
+    small and true only of a map that is nearly one."""
+    pairs: str = "width"
+    """How s < t are drawn, in the clock's time: "width", Δ ~ U(0, 1) and s ~ U(0, 1-Δ), or "uniform", two draws in
+    order, among which long jumps are rarer."""
+    middle: str = "half"
+    """Where u lies between s and t, in the clock's time: "half" way, or "random", evenly."""
     loss: str = "cross-entropy"
     """To the identity's target: "cross-entropy" (the target projected to the simplex), or "squared-error" of
     probabilities, as it is."""
@@ -123,9 +134,11 @@ class FlowMapConfig:
     two embeddings."""
 
     def __post_init__(self) -> None:
-        for name in ("diagonal", "boundary"):
+        for name, whole in (("diagonal", "rows"), ("boundary", "rows"), ("psd_first", "the steps")):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"flow_map.{name} is a share of rows in [0, 1], got {getattr(self, name)}")
+                raise ValueError(
+                    f"flow_map.{name} is a share of {whole} in [0, 1], got {getattr(self, name)}"
+                )
         if not 0 <= self.head_start < 1:
             raise ValueError(
                 f"flow_map.head_start is a share of the way from s to t in [0, 1), got {self.head_start}"
@@ -136,6 +149,8 @@ class FlowMapConfig:
             raise ValueError(f"flow_map.target = {self.target!r}: use 'student' or 'averaged'")
         for name, choices in (
             ("identity", IDENTITIES),
+            ("pairs", ("width", "uniform")),
+            ("middle", ("half", "random")),
             ("loss", ("cross-entropy", "squared-error")),
             ("denoiser", ("student", "teacher")),
             ("derivative", METHODS),
@@ -153,6 +168,16 @@ class FlowMapConfig:
             raise ValueError(
                 "flow_map.denoiser = 'teacher' means nothing for identity = 'psd', whose target takes no D_t: use "
                 "'lsd', 'lsd-logit', 'esd' or 'esd-logit', or denoiser = 'student'"
+            )
+        if self.psd_first and self.identity == "psd":
+            raise ValueError(
+                f"flow_map.psd_first = {self.psd_first} means nothing for identity = 'psd': name the identity that "
+                "follows it, such as 'esd-logit', or leave it 0"
+            )
+        if self.psd_first and self.loss == "squared-error":
+            raise ValueError(
+                f"flow_map.psd_first = {self.psd_first} would take the semigroup's target in squared errors too: use "
+                "loss = 'cross-entropy', or psd_first = 0"
             )
         if self.denoiser == "teacher" and not self.freeze_embedding:
             raise ValueError(
@@ -181,6 +206,7 @@ class FlowMapObjective(Objective):
         clock: sampling clock; pairs are drawn and u halved in its τ.
         teacher: frozen one-time denoiser; None distils a network into itself, the data on the diagonal.
         averaged: the student's EMA as a denoiser, for target "averaged".
+        steps: of the training, of which `psd_first` is a share.
     """
 
     def __init__(
@@ -189,6 +215,7 @@ class FlowMapObjective(Objective):
         clock: Clock,
         teacher: Denoiser | None = None,
         averaged: Denoiser | None = None,
+        steps: int = 0,
     ):
         if teacher is None and config.boundary_target == "teacher":
             raise ValueError("flow_map.boundary_target = 'teacher' needs a teacher: give one or use 'self'")
@@ -202,12 +229,18 @@ class FlowMapObjective(Objective):
         if config.target == "averaged" and averaged is None:
             raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
         self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
+        self._semigroup_until = config.psd_first * steps
+        self.identity = config.identity
         self.kinds: tuple[str, ...] = ("diagonal", "boundary", "interior")
         self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
         self._watched: list[tuple[str, Tensor | float, int]] = []
+        self._above: dict[str, int] = {}
 
     def prepare(self, model: Denoiser, step: int | None = None) -> None:
         self._watched = []
+        # Outside of training, the loss is that of the identity in the end.
+        early = step is not None and step < self._semigroup_until
+        self.identity = "psd" if early else self.config.identity
         if self.teacher is None:
             self._noise = model.noise_law()
         elif self.config.freeze_embedding:
@@ -235,15 +268,23 @@ class FlowMapObjective(Objective):
             ]
         )
         on = stratified(n_diagonal, generator)
-        # Δ ~ U(0, 1) and τ_s ~ U(0, 1-Δ); a width below 1e-4 of the clock would divide rounding by rounding.
-        width = stratified(n_interior, generator).clamp_min(1e-4)
+        width = stratified(n_interior, generator)
+        if cfg.pairs == "uniform":
+            width = 1 - (1 - width).sqrt()  # |a - b| of two draws
+        # A width below 1e-4 of the clock would divide rounding by rounding.
+        width = width.clamp_min(1e-4)
         start = stratified(n_interior, generator) * (1 - width)
         zero, one = torch.zeros(n_boundary, dtype=torch.float64), torch.ones(n_boundary, dtype=torch.float64)
         tau_s = torch.cat([on, zero, start])
         tau_t = torch.cat([on, one, start + width])
+        share = torch.full_like(tau_s, 0.5)
+        if cfg.middle == "random":
+            # Inside: at the ends a half-step has no length.
+            share = stratified(num, generator).clamp(1e-2, 1 - 1e-2)
         order = torch.randperm(num, generator=generator)
         # Float64 keeps s < u < t apart where the clock is nearly flat.
-        s, u, t = (self.clock.time(tau[order]) for tau in (tau_s, (tau_s + tau_t) / 2, tau_t))
+        tau_u = tau_s + share * (tau_t - tau_s)
+        s, u, t = (self.clock.time(tau[order]) for tau in (tau_s, tau_u, tau_t))
         return {"kind": kind[order], "s": s, "u": u, "t": t}
 
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
@@ -291,11 +332,11 @@ class FlowMapObjective(Objective):
                 target = rollout_target(self.teacher, teacher_y0[boundary], self.clock, cfg.rollout_steps)
                 known.append(((first - n_diagonal) * length, target))
         # Towards the data the Eulerian identity of logits is 0/0.
-        halves = n_diagonal + n_boundary if cfg.identity == "esd-logit" else first
+        halves = n_diagonal + n_boundary if self.identity == "esd-logit" else first
         pairs: list[tuple[int, Target]] = []
         for rows, identity in (
             (slice(first, halves), "psd"),
-            (slice(max(first, halves), len(tokens)), cfg.identity),
+            (slice(max(first, halves), len(tokens)), self.identity),
         ):
             if rows.start < rows.stop:
                 # Times stay float64 so that the weights do not round.
@@ -348,7 +389,26 @@ class FlowMapObjective(Objective):
         for name in dict.fromkeys(name for name, *_ in self._watched):
             parts = [(total, count) for other, total, count in self._watched if other == name]
             figures[name] = float(sum(total for total, _ in parts)) / sum(count for _, count in parts)
+            self._above[name] = self._above.get(name, 0) + 1 if figures[name] > 0.5 else 0
         return figures
+
+    def warning(self) -> str:
+        for name, count in self._above.items():
+            if count == PATIENCE:
+                what = {
+                    "outside": "lies outside the simplex, with more than half of a token's mass below 0",
+                    "clamped": "takes the logarithm of what is not positive, for more than half of the tokens",
+                }[name]
+                return (
+                    f"the target of flow_map.identity = {self.identity!r} {what}, {count} times in a row: the student "
+                    f"is too far from a flow map for rates to say where one is; {self.remedy()}"
+                )
+        return ""
+
+    def remedy(self) -> str:
+        if self.identity == "psd":
+            return super().remedy()
+        return "let the semigroup come first with --flow-map.psd-first 0.5, or lower --optim.lr and --optim.muon-lr"
 
     def _diagonal_target(self, model: Denoiser, tokens: Tensor, y0: Tensor, t: Tensor) -> Target:
         if self.teacher is None:

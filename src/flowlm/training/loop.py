@@ -12,7 +12,7 @@ import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,6 +31,7 @@ from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import describe, is_out_of_memory, precision, resolve_device, resolve_dtype
+from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.samples import current_commit
 from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
@@ -323,6 +324,8 @@ class Trainer:
                         seconds=round(time.perf_counter() - started, 3),
                         **self.objective.report(),
                     )
+                    if warning := self.objective.warning():
+                        progress.say(f"step {self.step}: {warning}")
                 last = self.step == cfg.steps
                 if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
                     with self._memory_guard("evaluating"):
@@ -490,19 +493,40 @@ class Trainer:
             self.best = (loss, self.step)
         grid = copy.deepcopy(self.clock).to(self.device) if isinstance(self.clock, AdaptiveClock) else None
         model = FlowLM(self.ema.model, self.corpus.tokenizer, grid)
-        texts = model.generate(4, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype)
+        parts = list(model.generate_in_parts(WATCHED, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype))
+        texts = [text for part in parts for text in part.texts][:4]
+        own = self._entropy(row for part in parts for row in part.tokens.tolist())
+        data = self._entropy(self.corpus.held_out[: 16 * WATCHED].tolist())
         plural = "call" if cfg.sample_steps == 1 else "calls"
         sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
         files.write_data(self.run.path / "samples" / f"step-{self.step:08d}.txt", sample_text)
         kinds = {f"held_out_{kind}": value for kind, value in held_out.by_kind.items()}
-        metrics.write(step=self.step, held_out=loss, held_out_by_tau=held_out.by_tau, **kinds)
-        parts = ", ".join(f"{kind} {value:.4f}" for kind, value in held_out.by_kind.items())
+        metrics.write(
+            step=self.step,
+            held_out=loss,
+            held_out_by_tau=held_out.by_tau,
+            sample_entropy=own,
+            data_entropy=data,
+            **kinds,
+        )
+        by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in held_out.by_kind.items())
         say(
-            f"step {self.step}: held-out loss {loss:.4f} nats a token{f' ({parts})' if parts else ''}; "
+            f"step {self.step}: held-out loss {loss:.4f} nats a token{f' ({by_kind})' if by_kind else ''}; "
             f"{cfg.sample_steps} network {plural}:"
         )
         for text in texts[:2]:
             say(f"  {text}")
+        # At first every model repeats the commonest tokens.
+        if self.step >= cfg.steps / 2 and own < COLLAPSED * data:
+            say(
+                f"  these passages repeat themselves: their tokens have {own:.2f} nats of entropy, those of held-out "
+                f"text {data:.2f}; {self.objective.remedy()}"
+            )
+
+    def _entropy(self, rows: Iterable[list[int]]) -> float:
+        """Mean entropy of the tokens within a passage, nats, up to its end."""
+        end = self.corpus.tokenizer.eos_id
+        return unigram_entropy([row[: row.index(end)] if end in row else row for row in rows])
 
     def _save(self) -> None:
         cfg = self.config.train
@@ -538,6 +562,10 @@ class Trainer:
         self.run.export(chosen, self.model)
         self.run.prune(self.config.train.keep, chosen)
 
+
+#: Passages written at each evaluation, and the share of the data's entropy below which it is said that they repeat
+#: themselves.
+WATCHED, COLLAPSED = 16, 0.6
 
 #: What a resume may change: where things lie, and what the result does not depend on (but for dropout).
 MAY_CHANGE = ("train.micro_batch", "data.path", "teacher")
