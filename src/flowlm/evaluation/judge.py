@@ -66,7 +66,8 @@ class TextJudge:
         self.passages = len(train)
         self.scorer = KneserNey.fit(train, ORDER)
         self._copies = Copies(train)
-        self._known = {word for text in train for word in text} - {UNK}
+        every = {word for text in train for word in text}
+        self._known, self._has_unknown = every - {UNK}, UNK in every
 
     @functools.cached_property
     def entropy(self) -> float:
@@ -126,9 +127,11 @@ class TextJudge:
         With the grammar whose stories the text is, judged by its law too; with a scorer, under it; with its features of
         the second of `halves`, how far they are from it, the first half in place of held-out text.
         """
+        # Where the training text has nothing unknown, a tokenizer that was made for it may have no token for that.
+        drawn = self.scorer.sample(num, seed, self._longest, unknown=self._has_unknown)
         texts = {
             "held-out": _texts(self._tokenizer, self._held_out[np.sort(self._order(seed)[:num])]),
-            f"{ORDER}-gram": [join_words(map(str, t)) for t in self.scorer.sample(num, seed, self._longest)],
+            f"{ORDER}-gram": [join_words(map(str, text)) for text in drawn],
         }
         rows = []
         for name, own in texts.items():

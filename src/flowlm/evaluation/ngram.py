@@ -242,11 +242,12 @@ class KneserNey:
         nats, counts = self.nats(passages)
         return float(np.exp(nats.sum() / counts.sum()))
 
-    def sample(self, num: int, seed: int, max_length: int) -> list[list[Hashable]]:
+    def sample(self, num: int, seed: int, max_length: int, *, unknown: bool = True) -> list[list[Hashable]]:
         """Exact draws of the model, cut after `max_length` items where the end has not come.
 
         Passage i is decided by (seed, i) alone, whatever `num`; a longer `max_length` only continues it. The
-        unknown, rarely drawn, is written `UNKNOWN`. ValueError: num < 1, max_length < 1.
+        unknown, rarely drawn, is written `UNKNOWN`; without `unknown` what the uniform law gives it goes evenly to all
+        else, for a reader that cannot read it. ValueError: num < 1, max_length < 1.
         """
         for name, value in (("num", num), ("max_length", max_length)):
             if value < 1:
@@ -259,9 +260,10 @@ class KneserNey:
         recent = [np.full(num, 0 if k < 2 else -1) for k in range(len(self._grams) + 1)]
         for _ in range(max_length):
             chance = np.stack([sources[row].random(2 * len(self._grams) + 1) for row in rows])
-            symbols = 1 + (chance[:, -1] * self._num_outcomes).astype(
-                np.int64
-            )  # the uniform law, if all leave it
+            # the uniform law, if all leave it
+            symbols = 1 + (chance[:, -1] * (self._num_outcomes - (not unknown))).astype(np.int64)
+            if not unknown:
+                symbols += symbols >= _UNKNOWN
             left = np.ones(len(rows), bool)
             for k in reversed(range(len(self._grams))):
                 (at,) = np.nonzero(left & (self._grams[k].total[recent[k]] > 0))
