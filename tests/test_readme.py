@@ -39,8 +39,9 @@ SHRINK = {
     "evaluate": "--device cpu --num 20",
     "info": "",
     "compare": (
-        "--compare.budgets 0.001 --compare.seeds 0 --compare.rates 1 --compare.steps 1 8 64 --compare.frontier 1 --compare.num 10 "
-        f"--data.num 200 --train.batch 4 --train.device cpu --rounds.rounds 2 --flow-map.rollout-steps 2 {SHAPE}"
+        "--compare.budgets 0.001 --compare.seeds 0 --compare.rates 1 --compare.steps 1 8 64 --compare.num 10 "
+        "--compare.frontier 1 --data.num 200 --train.batch 4 --train.device cpu --rounds.rounds 2 "
+        f"--flow-map.rollout-steps 2 {SHAPE}"
     ),
 }
 
