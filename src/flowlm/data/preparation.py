@@ -80,7 +80,8 @@ def prepare(
         return found  # nothing has to be written, not even a lock
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
+        # Hidden, and left there: who removed it might remove the one that another process has just taken.
+        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
