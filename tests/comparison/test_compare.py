@@ -288,6 +288,12 @@ def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
         assert one["scorer"].startswith("AR ar-1000-")
         assert one["perplexity"] != one["ngram_perplexity"]
         assert one["frechet"] is not None or one["model"] != row["model"]
+    # rows are of the scorer that is, not of its name
+    judging = [
+        Runner(load_comparison(recipe, over), tmp_path / "out", silent)._judging()
+        for over in ({}, {"optim.beta1": 0.8}, {})
+    ]
+    assert judging[0] == judging[2] != judging[1]
     raw["compare"] |= {"scorer": "FLM"}  # type: ignore[operator]
     raw["models"] |= {"FLM": {}}  # type: ignore[operator]
     recipe.write_text(tomli_w.dumps(raw))
@@ -424,8 +430,7 @@ def test_how_rows_are_judged_is_part_of_them(finished: tuple[Path, Path]) -> Non
     for over in (
         {"num": 13},
         {"frontier": [1]},
-        {"scorer": "gpt2-large"},
-        {"scorer": "AR", "scorer_budget": 1.0},
+        {"steps": [1]},
     ):
         values = COMPARE | over
         other = Runner(

@@ -233,6 +233,22 @@ def test_a_step_that_opened_nothing_is_not_asked_again() -> None:
     assert int(tokens.max()) < VOCAB
 
 
+@pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
+def test_scores_say_how_many_masks_are_opened(factor: float) -> None:
+    """With scores that are a multiple of the exact ones, as many times the masks open, at most all; the tokens are as
+    ever. Draws that cover [0, 1) evenly give the shares to the last digit."""
+    n, s, t, schedule = 20_000, 0.4, 0.7, LogLinear()
+    even = ((torch.arange(n, dtype=torch.float64) + 0.5) / n)[:, None].expand(n, LENGTH)
+    x = torch.full((n, LENGTH), MASK)
+    p = masked_posterior(x)
+    net = Posterior((p * VOCAB * factor).clamp_min(1e-300).log(), lambda hidden: hidden, EYE)
+    drawn = sedd.step(x, net, s, t, even, MASK, schedule)
+    share = torch.nn.functional.one_hot(drawn, VOCAB + 1).double().mean(0)
+    chance = min(1.0, factor * (t - s) / t)
+    torch.testing.assert_close(share[:, :VOCAB], chance * p[0], atol=3 / n, rtol=0)
+    assert int(sedd.step(x, net, 0.0, t, even, MASK, schedule).max()) < VOCAB
+
+
 @pytest.mark.parametrize("last", ["categorical", "argmax"])
 def test_logits_are_made_where_a_mask_opens_and_nowhere_else(last: str) -> None:
     """MDLM's sampler makes them once for each token it writes, in however many steps; SEDD's also where masks stay."""

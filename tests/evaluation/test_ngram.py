@@ -281,15 +281,15 @@ def test_passages_shorter_than_the_order() -> None:
 def test_the_unknown_may_be_left_out_of_what_is_drawn() -> None:
     """Its share goes evenly to the known and the end, and nothing else changes."""
     model = KneserNey.fit([["a", "b"], ["b", "c", "a"]], order=2)
-    n = 20_000
+    n = 100_000
     first = [(passage or ["end"])[0] for passage in model.sample(n, 0, 1, unknown=False)]
     assert UNKNOWN not in first
-    whole = [(passage or ["end"])[0] for passage in model.sample(n, 0, 1)]
-    share = whole.count(UNKNOWN) / n
-    assert share > 0.01
+    law = {item: math.exp(model.log_probs([item])[0]) for item in ("a", "b", "c", UNKNOWN)}
+    law["end"] = 1 - sum(law.values())
+    within = 4 * math.sqrt(0.25 / n)
+    assert law[UNKNOWN] / 4 > within, "else the test would see nothing"
     for item in ("a", "b", "c", "end"):
-        got, was = first.count(item) / n, whole.count(item) / n
-        assert got == pytest.approx(was + share / 4, abs=4 * math.sqrt(0.25 / n))
+        assert first.count(item) / n == pytest.approx(law[item] + law[UNKNOWN] / 4, abs=within)
 
 
 def test_unknown_in_training_text_is_the_unknown() -> None:

@@ -41,7 +41,7 @@ class CompareConfig:
     rates: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     """Multiples of a model's learning rates, tried for each at the least budget."""
     search_seed: int = 1000
-    """Of the runs that are only for choosing rates."""
+    """Of the runs that choose rates and samplers, of the scorer, and of the references: of nothing that is reported."""
     search_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     """Network calls at which students are judged for choosing rates: their held-out losses do not rank."""
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
@@ -71,7 +71,8 @@ class CompareConfig:
                 raise ValueError(f"compare.{name} = {getattr(self, name)}: all must be positive")
         if not set(self.frontier) <= set(self.steps):
             raise ValueError(
-                f"compare.frontier = {self.frontier}: knobs are turned at some of compare.steps = {self.steps}"
+                f"compare.frontier = {self.frontier}: knobs are turned at some of compare.steps = {self.steps}: "
+                "set compare.frontier to some of them, or to none"
             )
         if not 0 < self.share < 1:
             raise ValueError(f"compare.share = {self.share}: a share in (0, 1), so that both stages get some")
@@ -79,8 +80,8 @@ class CompareConfig:
             raise ValueError(f"compare.num = {self.num}: judge at least two passages")
         if self.search_seed in self.seeds:
             raise ValueError(
-                f"compare.search_seed = {self.search_seed} is one of the seeds that are reported: rates would be "
-                "chosen by what they are judged by; take another"
+                f"compare.search_seed = {self.search_seed} is one of the seeds that are reported: rates and "
+                "samplers would be chosen by what they are judged by; take another"
             )
 
 

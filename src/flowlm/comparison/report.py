@@ -120,7 +120,7 @@ def _shown(key: str, values: Sequence[float | None]) -> str:
     """Mean ± deviation over seeds, and how many of them reach it."""
     known = [value for value in values if value is not None]
     if not known:
-        return "not reached"
+        return "not reached" if key == AT_ENTROPY else "not judged"
     scale = 100 if key == VALID else 1
     spread = f" ± {scale * statistics.stdev(known):.1f}" if len(known) > 1 else ""
     part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
@@ -157,7 +157,8 @@ class Verdict:
     def __str__(self) -> str:
         claim = self.claim
         what = f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
-        apart = f", {self.alone} not decided, as {claim.than} does not reach it" if self.alone else ""
+        why = "does not reach it" if self.key == AT_ENTROPY else "could not be judged"
+        apart = f", {self.alone} not decided, as {claim.than} {why}" if self.alone else ""
         sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
         one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
         more = "".join(f"; {name} {a:.3f} against {b:.3f}" for name, (a, b) in self.beside.items())
@@ -273,7 +274,10 @@ def report(runner: Runner, command: str) -> None:
             "commit": runner.commit,
             "data": runner.texts(),
             "rates": rates,
-            "samplers": runner.samplers,
+            "samplers": {
+                entry.name: {k: entry.samplers[i] for k, i in runner.samplers.get(entry.name, {}).items()}
+                for entry in comparison.entries
+            },
             "claims": [
                 {"text": str(v), "budget": v.budget, "by": v.key, "held": v.held, "seeds": len(v.pairs)}
                 for v in found

@@ -166,13 +166,20 @@ class Runner:
         if compare.scorer and self._scorer is None:
             name = compare.scorer
             device = self._runs[self.comparison.entries[0].name].train.device
-            if name in self._runs:
-                entry = self.comparison.entry(name)
-                budget = compare.scorer_budget or max(compare.budgets)
-                self.say(f"{name}: trained once more, with seed {compare.search_seed}, to judge the others")
-                name = str(self.train(self.job(entry, budget, compare.search_seed, self.rate(entry)), part))
+            if (job := self._scorer_job()) is not None:
+                self._tell(part, f"{name}: trained with seed {compare.search_seed}, to judge the others")
+                name = str(self.train(job, part))
             self._scorer = open_scorer(name, device=device)
         return self._scorer
+
+    def _scorer_job(self) -> Job | None:
+        """The training of a scorer of the comparison's own."""
+        compare = self.comparison.config
+        if compare.scorer not in self._runs:
+            return None
+        entry = self.comparison.entry(compare.scorer)
+        budget = compare.scorer_budget or max(compare.budgets)
+        return self.job(entry, budget, compare.search_seed, self.rate(entry))
 
     def flops(self, entry: Entry) -> float:
         """Of one step of an entry's training, in floating-point operations; counted once, kept in the folder."""
@@ -252,17 +259,27 @@ class Runner:
         for entry in entries:
             self.flops(entry)
         least = min(compare.budgets)
+        own = compare.scorer in self._runs
         # By compute: judging takes a share of it.
-        search = [len(compare.rates) * least] * len(entries)
-        choice = [_JUDGING * len(entry.samplers) * least for entry in entries]
-        total = sum(search) + sum(choice) + len(compare.seeds) * len(entries) * sum(compare.budgets)
+        searches = [len(compare.rates) * least for _ in entries]
+        scorer = (compare.scorer_budget or max(compare.budgets)) if own else 0.0
+        choices = [least if len(entry.samplers) > 1 else 0.0 for entry in entries]
+        total = (
+            sum(searches) + scorer + sum(choices) + len(compare.seeds) * len(entries) * sum(compare.budgets)
+        )
         rows: list[dict[str, Any]] = []
         with Progress(math.ceil(total), 0, 0, self.say, label="TFLOP") as whole:
             done = 0.0
-            for entry, size in zip(entries, search, strict=True):
+            if own:
+                # First of all: without it nothing that a student writes is judged.
+                judge = self.comparison.entry(compare.scorer)
+                self.rate(judge, whole.part(done, searches[entries.index(judge)]))
+                self.scorer(whole.part(done, scorer))
+                done += scorer
+            for entry, size in zip(entries, searches, strict=True):
                 self.rate(entry, whole.part(done, size))
                 done += size
-            for entry, size in zip(entries, choice, strict=True):
+            for entry, size in zip(entries, choices, strict=True):
                 self.sampler(entry, whole.part(done, size))
                 done += size
             for budget in compare.budgets:
@@ -283,23 +300,35 @@ class Runner:
         compare = self.comparison.config
         if len(compare.rates) == 1:
             return compare.rates[0]
-        asked = [*(job.hash for _, job in self._searches(entry)), compare.search_steps, *self._judging()]
+        ranks = family(self._runs[entry.name].objective).held_out_ranks
+        asked: list[Any] = [job.hash for _, job in self._searches(entry)]
+        if not ranks:
+            asked += [compare.search_steps, entry.samplers[0], *self._judging()]
         path = self.work / "rates" / f"{identity(asked)}.json"
         if path.exists():
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
         found: dict[float, float] = {}
+        diverged: list[str] = []
         for i, (rate, job) in enumerate(self._searches(entry)):
             training, judging = (
                 part.share(i, len(compare.rates)).split(1 - _JUDGING) if part else (None, None)
             )
+            if job.teacher is not None:
+                self.train(job.teacher, training)  # its failure is not this model's
             try:
-                fault = self._fault(job, self.train(job, training), judging)
+                folder = self.train(job, training)
             except TrainingError as error:
-                self._tell(part, f"{entry.name} at {rate:g} times its learning rates: {error}")
-                fault = math.inf
+                diverged.append(f"{entry.name} at {rate:g} times its learning rates: {error}")
+                self._tell(part, diverged[-1])
+                found[rate] = math.inf
+                continue
+            fault = self._fault(job, folder, judging)
             found[rate] = fault if math.isfinite(fault) else math.inf
-        if min(found.values()) == math.inf and family(self._runs[entry.name].objective).held_out_ranks:
-            raise TrainingError(f"{entry.name} diverges at every learning rate of compare.rates: lower them")
+        if len(diverged) == len(found) or (ranks and min(found.values()) == math.inf):
+            raise TrainingError(
+                f"{entry.name} diverges at every learning rate of compare.rates: lower them"
+                + "".join(f"\n{line}" for line in diverged)
+            )
         # Of equals, the one that changes least.
         chosen = min(found, key=lambda rate: (found[rate], abs(math.log(rate))))
         self._tell(
@@ -369,8 +398,10 @@ class Runner:
                 path,
                 {
                     "model": entry.name,
-                    "chosen": {str(k): lacks.index(min(lacks)) for k, lacks in found.items()},
-                    "by": {str(k): lacks for k, lacks in found.items()},
+                    "chosen": {str(k): own.index(min(own)) for k, own in found.items()},
+                    "by": {
+                        str(k): [x if math.isfinite(x) else None for x in own] for k, own in found.items()
+                    },
                     "samplers": entry.samplers,
                     "seed": compare.search_seed,
                     "commit": self.commit,
@@ -421,6 +452,7 @@ class Runner:
             scorer=self.scorer(part),
             frontier=frontier,
             references=False,  # judged once for all
+            reuse=True,
             say=lambda line: self._tell(part, line),
             part=part,
             **sampler,
@@ -429,7 +461,11 @@ class Runner:
     def _judging(self) -> list[Any]:
         """What rows depend on beside the model and its sampler."""
         compare = self.comparison.config
-        scorer = compare.scorer and [compare.scorer, compare.scorer_budget or max(compare.budgets)]
+        scorer = ""
+        if (job := self._scorer_job()) is not None:
+            scorer = job.hash
+        elif (given := self.scorer()) is not None:
+            scorer = given.name
         return [compare.steps, compare.frontier, compare.num, scorer]
 
     def _measured(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:

@@ -245,6 +245,7 @@ def evaluate_run(
     judge: TextJudge | None = None,
     scorer: Scorer | None = None,
     frontier: Sequence[int] = (),
+    reuse: bool | None = None,
     references: bool = True,
     say: Callable[[str], None] | None = None,
     part: Part | None = None,
@@ -261,8 +262,9 @@ def evaluate_run(
         scorer: whose perplexity takes the place of the n-gram model's, and whose features the Fréchet distance.
         folder: of the sample files; `run`/samples when None.
         frontier: of `steps`, those at which to turn each knob of the family's sampler by itself, and to add
-            ``frontier`` (the curves) and ``perplexity_at_data_entropy``. Sample files of the same weights and settings
-            are then read and not written again, so that what was interrupted goes on.
+            ``frontier`` (the curves) and ``perplexity_at_data_entropy``.
+        reuse: sample files of the same weights and settings are read and not written again, so that what was
+            interrupted goes on; None: with a frontier.
         references: whether the rows of what is no model are wanted.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
         part: of a longer job's bar, in place of a bar of its own.
@@ -285,6 +287,7 @@ def evaluate_run(
     options = model.family.check_options(sampler)
     # An autoregressive model takes as many calls as there are tokens, whatever is asked for.
     steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
+    reuse = bool(frontier) if reuse is None else reuse
     turned = {model.family.calls(k, model.length) for k in frontier}
     curves = {k: _curves(model.family, k, options) if k in turned else {} for k in steps}
     asked = [(k, options) for k in steps]
@@ -298,7 +301,7 @@ def evaluate_run(
         len(steps),
         seed=seed,
         dtype=dtype,
-        reuse=bool(frontier),
+        reuse=reuse,
         say=say,
         part=part,
     )

@@ -68,8 +68,9 @@ class Watched:
 
 
 def _weight(weight: Tensor, like: Posterior) -> Tensor:
-    """A weight (B,) of each of the flattened positions, (B·L, 1)."""
-    return weight[:, None].expand(like.shape).reshape(-1, 1).to(like.hidden.dtype)
+    """A weight (B,) of each of the flattened positions, (B·L, 1); in float32 at least, as the states it is of."""
+    kind = torch.promote_types(like.hidden.dtype, torch.float32)
+    return weight[:, None].expand(like.shape).reshape(-1, 1).to(kind)
 
 
 def _of_probabilities(make: Callable[[slice], Tensor], project: bool) -> Watched:

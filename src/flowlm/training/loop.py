@@ -457,9 +457,7 @@ class Trainer:
     def held_out(self) -> HeldOut:
         """Held-out loss of the averaged weights."""
         cfg = self.config.train
-        # Rows lie in the order of their source: any of them, not its beginning.
-        order = torch.randperm(len(self.corpus.held_out), generator=rng.generator(cfg.seed, "held-out rows"))
-        rows_held = self.corpus.held_out[order[:HELD_OUT_ROWS].numpy()]
+        rows_held = self._held_out_rows(HELD_OUT_ROWS)
         tokens = torch.from_numpy(rows_held.astype("int64"))
         model = self.ema.model
         objective = self._held_out_objective
@@ -496,7 +494,7 @@ class Trainer:
         parts = list(model.generate_in_parts(WATCHED, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype))
         texts = [text for part in parts for text in part.texts][:4]
         own = self._entropy(row for part in parts for row in part.tokens.tolist())
-        data = self._entropy(self.corpus.held_out[: 16 * WATCHED].tolist())
+        data = self._entropy(self._held_out_rows(16 * WATCHED).tolist())
         plural = "call" if cfg.sample_steps == 1 else "calls"
         sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
         files.write_data(self.run.path / "samples" / f"step-{self.step:08d}.txt", sample_text)
@@ -522,6 +520,13 @@ class Trainer:
                 f"  these passages repeat themselves: their tokens have {own:.2f} nats of entropy, those of held-out "
                 f"text {data:.2f}; {self.objective.remedy()}"
             )
+
+    def _held_out_rows(self, most: int) -> NDArray[Any]:
+        """Held-out rows (n, L). They lie in the order of their source: any of them, not its beginning."""
+        generator = rng.generator(self.config.train.seed, "held-out rows")
+        order = torch.randperm(len(self.corpus.held_out), generator=generator)
+        rows: NDArray[Any] = self.corpus.held_out[order[:most].numpy()]
+        return rows
 
     def _entropy(self, rows: Iterable[list[int]]) -> float:
         """Mean entropy of the tokens within a passage, nats, up to its end."""
