@@ -352,7 +352,7 @@ class Runner:
         """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
         if family(job.config.objective).held_out_ranks:
             return held_out_curve(folder)[-1][1]
-        rows = self._rows(job, folder, self.comparison.config.search_steps, job.entry.samplers[0], (), part)
+        rows = self._rows(job, folder, self.comparison.config.search_steps, job.entry.samplers[0], None, part)
         return sum(self._lack(job.entry, row) for row in rows) / len(rows)
 
     def _lack(self, entry: Entry, row: dict[str, Any]) -> float:
@@ -392,7 +392,7 @@ class Runner:
             found: dict[int, list[float]] = {k: [] for k in calls}
             for i, sampler in enumerate(entry.samplers):
                 own = judging.share(i, count) if judging else None
-                for row in self._rows(job, folder, compare.steps, sampler, (), own):
+                for row in self._rows(job, folder, compare.steps, sampler, None, own):
                     found[row["nfe"]].append(self._lack(entry, row))
             files.write_json(
                 path,
@@ -438,9 +438,10 @@ class Runner:
         folder: Path,
         steps: Sequence[int],
         sampler: dict[str, Any],
-        frontier: Sequence[int],
+        frontier: Sequence[int] | None,
         part: Part | None,
     ) -> list[dict[str, Any]]:
+        """Rows to report, with knobs turned at some steps; None: rows to choose by, which nobody's time is taken of."""
         return evaluate_run(
             folder,
             steps,
@@ -450,7 +451,8 @@ class Runner:
             dtype=job.config.train.dtype,
             judge=self.judge(job.entry),
             scorer=self.scorer(part),
-            frontier=frontier,
+            frontier=frontier or (),
+            timed=frontier is not None,
             references=False,  # judged once for all
             reuse=True,
             say=lambda line: self._tell(part, line),

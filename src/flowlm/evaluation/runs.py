@@ -247,6 +247,7 @@ def evaluate_run(
     frontier: Sequence[int] = (),
     reuse: bool | None = None,
     references: bool = True,
+    timed: bool = True,
     say: Callable[[str], None] | None = None,
     part: Part | None = None,
     **sampler: Any,
@@ -266,6 +267,7 @@ def evaluate_run(
         reuse: sample files of the same weights and settings are read and not written again, so that what was
             interrupted goes on; None: with a frontier.
         references: whether the rows of what is no model are wanted.
+        timed: whether the seconds of one passage by itself are.
         say: where plain messages go; with it the progress is shown, in network calls of a passage.
         part: of a longer job's bar, in place of a bar of its own.
 
@@ -298,7 +300,7 @@ def evaluate_run(
         run,
         files_of,
         num,
-        len(steps),
+        len(steps) if timed else 0,
         seed=seed,
         dtype=dtype,
         reuse=reuse,
