@@ -15,7 +15,7 @@ import tomli_w
 from flowlm import files
 from flowlm.comparison.recipe import Claim, CompareConfig, load_comparison
 from flowlm.comparison.report import AT_ENTROPY, PLAIN, VALID, Verdict, pivot, qualities, summary, verdicts
-from flowlm.comparison.runs import Interrupted, Runner, source_hash
+from flowlm.comparison.runs import Interrupted, Runner, _knob, source_hash
 from flowlm.config import merge, nested
 from flowlm.training.loop import Trainer
 from helpers import command, corpus, said, silent, values
@@ -270,6 +270,12 @@ def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
     (turned,) = (one for one in rows if one["nfe"] == 2)
     # of all held-out passages, not of as many as there are samples
     assert turned["frontier"]["entropy"] == pytest.approx(references[0]["entropy"], rel=0.2)
+    # one knob, which the search's seed chose
+    (kept,) = (json.loads(path.read_text()) for path in (work(tmp_path / "out") / "samplers").iterdir())
+    assert kept["seed"] == CompareConfig().search_seed
+    assert [*turned["frontier"]["curves"]] == [kept["calls"]["2"]["knob"]]
+    assert "knob" not in kept["calls"]["1"]
+    assert report_of(tmp_path / "out")["knobs"] == {"FLM": {"2": kept["calls"]["2"]["knob"]}}
     found = turned[AT_ENTROPY]
     (cells,) = pivot(rows, 0.0008, AT_ENTROPY)
     assert cells == {"model": "FLM", "2": "not reached" if found is None else f"{found:.1f}"}
@@ -307,15 +313,26 @@ def test_samplers_are_chosen_with_the_search_s_seed(finished: tuple[Path, Path])
     (kept,) = (json.loads(path.read_text()) for path in (work(out) / "samplers").iterdir())
     assert (kept["model"], kept["seed"]) == ("MDLM", CompareConfig().search_seed)
     assert kept["samplers"] == MODELS["MDLM"]["samplers"]
-    for calls, lacks in kept["by"].items():
-        assert kept["chosen"][calls] == lacks.index(min(lacks))
-        assert len(lacks) == 2
+    for own in kept["calls"].values():
+        assert own["sampler"] == own["by"].index(min(own["by"]))
+        assert len(own["by"]) == 2
     rows = [one for one in report_of(out)["rows"] if one["model"] == "MDLM"]
     assert len(rows) == 8
     for one in rows:
-        chosen = kept["samplers"][kept["chosen"][str(one["nfe"])]]
+        chosen = kept["samplers"][kept["calls"][str(one["nfe"])]["sampler"]]
         assert one["chosen"] == chosen
         assert one["sampler"]["last"] == chosen.get("last", "categorical")
+
+
+def test_the_knob_that_comes_nearest() -> None:
+    """Where no curve passes the entropy of the data, the one that comes nearest to it is turned."""
+    curves = {
+        "gamma": [],
+        "last": [{"entropy": 1.0}, {"entropy": 2.0}],
+        "temperature": [{"entropy": 0.5}, {"entropy": 2.5}],
+    }
+    assert _knob({"entropy": 3.0, "knob": None, "curves": curves}) == "temperature"
+    assert _knob({"entropy": 3.0, "knob": "last", "curves": curves}) == "last"
 
 
 def test_what_a_row_lacks(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class CompareConfig:
     rates: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     """Multiples of a model's learning rates, tried for each at the least budget."""
     search_seed: int = 1000
-    """Of the runs that choose rates and samplers, of the scorer, and of the references: of nothing that is reported."""
+    """Of the runs that choose rates, samplers and knobs, of the scorer, and of the references: of nothing that is
+    reported."""
     search_steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     """Network calls at which students are judged for choosing rates: their held-out losses do not rank."""
     steps: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32, 64])
@@ -49,8 +50,9 @@ class CompareConfig:
     num: int = 1000
     """Passages a row."""
     frontier: list[int] = field(default_factory=lambda: [1, 8])
-    """Of these network calls, those at which the knobs of every sampler are turned, to compare at the entropy of the
-    data. It takes some fifteen times the samples, which in many calls would cost more than the training."""
+    """Of these network calls, those at which a knob of every sampler is turned, to compare at the entropy of the data;
+    which one, the search's seed says. It takes some six times the samples, in the search some fifteen times: in many
+    calls more than the training."""
     scorer: str = ""
     """Whose perplexity is taken: a model of the comparison of the family AR, trained for it with the search's seed; or
     what `flowlm evaluate --scorer` takes; empty: the n-gram model's alone."""

@@ -275,8 +275,15 @@ def report(runner: Runner, command: str) -> None:
             "data": runner.texts(),
             "rates": rates,
             "samplers": {
-                entry.name: {k: entry.samplers[i] for k, i in runner.samplers.get(entry.name, {}).items()}
+                entry.name: {
+                    calls: entry.samplers[choice.sampler]
+                    for calls, choice in runner.samplers.get(entry.name, {}).items()
+                }
                 for entry in comparison.entries
+            },
+            "knobs": {
+                name: {calls: choice.knob for calls, choice in own.items() if choice.knob}
+                for name, own in runner.samplers.items()
             },
             "claims": [
                 {"text": str(v), "budget": v.budget, "by": v.key, "held": v.held, "seeds": len(v.pairs)}
@@ -293,8 +300,8 @@ def report(runner: Runner, command: str) -> None:
         f"row; learning rates times "
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP, as each sampler at each number "
-        "of calls, of as many as its recipe lists. Of a student's budget "
-        f"{100 * compare.share:.0f} % went to its teacher. Text: {sources}."
+        "of calls, of as many as its recipe lists, and the one knob that is turned towards the entropy of the data. "
+        f"Of a student's budget {100 * compare.share:.0f} % went to its teacher. Text: {sources}."
     )
     shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
     lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]

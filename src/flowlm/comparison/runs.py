@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.flops import flops_of_step
 from flowlm.training.loop import Trainer, TrainingError, open_run
 
-__all__ = ["Interrupted", "Job", "Runner", "source_hash"]
+__all__ = ["Choice", "Interrupted", "Job", "Runner", "source_hash"]
 
 TERA = 1e12
 ROWS = "rows"
@@ -62,6 +62,16 @@ def silent(line: str) -> None:
 
 class Interrupted(KeyboardInterrupt):
     """The user stopped it; what is finished is kept, and a training goes on from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a model is asked for passages in some number of network calls."""
+
+    sampler: int
+    """Which of its entry's samplers."""
+    knob: str = ""
+    """The sampler's option that is turned towards the entropy of the data; empty where none is."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +129,8 @@ class Runner:
         self._flops: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         """Of each model, the multiple of its learning rates that was chosen."""
-        self.samplers: dict[str, dict[int, int]] = {}
-        """Of each model and number of network calls, which of its samplers was chosen."""
+        self.samplers: dict[str, dict[int, Choice]] = {}
+        """Of each model and number of network calls, which of its samplers was chosen, and which knob."""
 
     # -- what there is to do -----------------------------------------------------------------------------------
 
@@ -263,7 +273,7 @@ class Runner:
         # By compute: judging takes a share of it.
         searches = [len(compare.rates) * least for _ in entries]
         scorer = (compare.scorer_budget or max(compare.budgets)) if own else 0.0
-        choices = [least if len(entry.samplers) > 1 else 0.0 for entry in entries]
+        choices = [least if len(entry.samplers) > 1 or compare.frontier else 0.0 for entry in entries]
         total = (
             sum(searches) + scorer + sum(choices) + len(compare.seeds) * len(entries) * sum(compare.budgets)
         )
@@ -352,7 +362,7 @@ class Runner:
         """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
         if family(job.config.objective).held_out_ranks:
             return held_out_curve(folder)[-1][1]
-        rows = self._rows(job, folder, self.comparison.config.search_steps, job.entry.samplers[0], None, part)
+        rows = self._rows(job, folder, self.comparison.config.search_steps, job.entry.samplers[0], part)
         return sum(self._lack(job.entry, row) for row in rows) / len(rows)
 
     def _lack(self, entry: Entry, row: dict[str, Any]) -> float:
@@ -375,41 +385,61 @@ class Runner:
         config = self._runs[entry.base or entry.name]
         return family(self._runs[entry.name].objective).calls(steps, config.model.length)
 
-    def sampler(self, entry: Entry, part: Part | None = None) -> dict[int, int]:
-        """Of each number of network calls, which of an entry's samplers does best: with the search's seed, at the
-        least budget."""
+    def sampler(self, entry: Entry, part: Part | None = None) -> dict[int, Choice]:
+        """Of each number of network calls, which of an entry's samplers does best, and which knob brings it best to the
+        entropy of the data: with the search's seed, at the least budget, so that nothing reported is the best of many.
+        """
         compare = self.comparison.config
         calls = list(dict.fromkeys(self.calls(entry, k) for k in compare.steps))
-        if len(entry.samplers) == 1:
-            self.samplers[entry.name] = dict.fromkeys(calls, 0)
+        if len(entry.samplers) == 1 and not compare.frontier:
+            self.samplers[entry.name] = dict.fromkeys(calls, Choice(0))
         if entry.name in self.samplers:
             return self.samplers[entry.name]
         job = self.job(entry, min(compare.budgets), compare.search_seed, self.rate(entry))
         path = self.work / "samplers" / f"{identity([job.hash, entry.samplers, *self._judging()])}.json"
         if not path.exists():
             training, judging = part.split(1 - _JUDGING) if part else (None, None)
-            folder, count = self.train(job, training), len(entry.samplers)
-            found: dict[int, list[float]] = {k: [] for k in calls}
-            for i, sampler in enumerate(entry.samplers):
-                own = judging.share(i, count) if judging else None
-                for row in self._rows(job, folder, compare.steps, sampler, None, own):
-                    found[row["nfe"]].append(self._lack(entry, row))
             files.write_json(
                 path,
                 {
                     "model": entry.name,
-                    "chosen": {str(k): own.index(min(own)) for k, own in found.items()},
-                    "by": {
-                        str(k): [x if math.isfinite(x) else None for x in own] for k, own in found.items()
-                    },
                     "samplers": entry.samplers,
                     "seed": compare.search_seed,
                     "commit": self.commit,
+                    "calls": self._choices(job, self.train(job, training), calls, judging),
                 },
             )
-        kept = json.loads(path.read_text(encoding="utf-8"))["chosen"]
-        self.samplers[entry.name] = {int(k): int(i) for k, i in kept.items()}
+        kept = json.loads(path.read_text(encoding="utf-8"))["calls"]
+        self.samplers[entry.name] = {
+            int(k): Choice(own["sampler"], own.get("knob", "")) for k, own in kept.items()
+        }
         return self.samplers[entry.name]
+
+    def _choices(
+        self, job: Job, folder: Path, calls: Sequence[int], part: Part | None
+    ) -> dict[str, dict[str, Any]]:
+        """Of each number of network calls, what was chosen, and by what."""
+        compare, entry = self.comparison.config, job.entry
+        turned = {self.calls(entry, k) for k in compare.frontier}
+        count = len(entry.samplers) + len(turned)
+        found: dict[int, list[float]] = {k: [] for k in calls}
+        for i, sampler in enumerate(entry.samplers):
+            own = part.share(i, count) if part else None
+            for row in self._rows(job, folder, compare.steps, sampler, own):
+                found[row["nfe"]].append(self._lack(entry, row))
+        out: dict[str, dict[str, Any]] = {
+            str(k): {
+                "sampler": lacks.index(min(lacks)),
+                "by": [x if math.isfinite(x) else None for x in lacks],
+            }
+            for k, lacks in found.items()
+        }
+        for number, k in enumerate(k for k in calls if k in turned):
+            own = part.share(len(entry.samplers) + number, count) if part else None
+            sampler = entry.samplers[out[str(k)]["sampler"]]
+            (row,) = self._rows(job, folder, [k], sampler, own, frontier=[k])
+            out[str(k)] |= {"knob": _knob(row["frontier"])}
+        return out
 
     def train(self, job: Job, part: Part | None) -> Path:
         """The finished run of a job; trained, gone on with, or found."""
@@ -438,10 +468,11 @@ class Runner:
         folder: Path,
         steps: Sequence[int],
         sampler: dict[str, Any],
-        frontier: Sequence[int] | None,
         part: Part | None,
+        frontier: Sequence[int] = (),
+        knobs: Mapping[int, str] | None = None,
     ) -> list[dict[str, Any]]:
-        """Rows to report, with knobs turned at some steps; None: rows to choose by, which nobody's time is taken of."""
+        """Rows to report, which knobs were chosen for; or, without those, to choose by: no latency is taken of them."""
         return evaluate_run(
             folder,
             steps,
@@ -451,8 +482,9 @@ class Runner:
             dtype=job.config.train.dtype,
             judge=self.judge(job.entry),
             scorer=self.scorer(part),
-            frontier=frontier or (),
-            timed=frontier is not None,
+            frontier=frontier,
+            knobs=knobs,
+            timed=knobs is not None,
             references=False,  # judged once for all
             reuse=True,
             say=lambda line: self._tell(part, line),
@@ -474,7 +506,8 @@ class Runner:
         """The rows of one model, one budget and one seed: judged now, or found."""
         compare, entry = self.comparison.config, job.entry
         chosen = self.sampler(entry)
-        asked = [job.hash, entry.samplers, sorted(chosen.items()), *self._judging()]
+        settings = sorted((k, dataclasses.astuple(choice)) for k, choice in chosen.items())
+        asked = [job.hash, entry.samplers, settings, *self._judging()]
         path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
         if path.exists():
             return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
@@ -483,11 +516,12 @@ class Runner:
         rows = []
         groups: dict[int, list[int]] = {}
         for k in compare.steps:
-            groups.setdefault(chosen[self.calls(entry, k)], []).append(k)
+            groups.setdefault(chosen[self.calls(entry, k)].sampler, []).append(k)
+        knobs = {k: choice.knob for k, choice in chosen.items()}
         for number, (i, steps) in enumerate(groups.items()):
             own = judging.share(number, len(groups))
             turned = [k for k in compare.frontier if k in steps]
-            found = self._rows(job, folder, steps, entry.samplers[i], turned, own)
+            found = self._rows(job, folder, steps, entry.samplers[i], own, turned, knobs)
             rows += [row | {"chosen": entry.samplers[i]} for row in found]
         rows.sort(key=lambda row: row["nfe"])
         rows = [row | {"model": entry.name} | self._about(job, budget, folder) for row in rows]
@@ -549,6 +583,20 @@ class Runner:
                     texts = shown_samples([row], self.work / "runs" / row["run"] / "samples", shown)
                     out[f"{row['model']} in {calls}"] = texts[row["nfe"]]
         return out
+
+
+def _knob(frontier: Mapping[str, Any]) -> str:
+    """Of a frontier, the knob that reaches the entropy of the data at the least perplexity; where none does, the one
+    that comes nearest to it."""
+    if frontier["knob"] is not None:
+        return str(frontier["knob"])
+    return min(
+        frontier["curves"],
+        key=lambda knob: min(
+            (abs(point["entropy"] - frontier["entropy"]) for point in frontier["curves"][knob]),
+            default=math.inf,
+        ),
+    )
 
 
 def _parameters(weights: Path) -> int:

@@ -125,7 +125,7 @@ class Masked:
         return torch.where(x == self.mask, 0.0, CERTAIN)
 
     def back(self, x: Tensor, clean: Tensor, t: Tensor, s: Tensor, uniform: Tensor) -> Tensor:
-        opens = uniform < mdlm.opening(t, s, self.schedule)[:, None]
+        opens = uniform < self.schedule.opening(t, s)[:, None]
         return torch.where((x == self.mask) & opens, clean, x)
 
 

@@ -109,7 +109,7 @@ def step(
         temperature: of p.
         rule: "categorical", or "argmax" for the likeliest token of q.
     """
-    alpha_s, alpha_t = (float(schedule.alpha(torch.tensor(v, dtype=torch.float64))) for v in (s, t))
+    alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
     if s == 0:
         alpha_s = 1.0  # the data itself
     v, ratio = len(posterior.embedding), alpha_t / alpha_s

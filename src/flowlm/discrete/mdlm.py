@@ -63,16 +63,9 @@ def step(
         uniform: (2, B, L): whether a token is unmasked, and to what.
         rule: "categorical", or "argmax".
     """
-    then, now = (torch.tensor(v, dtype=torch.float64) for v in (t, s))
-    opens = (x == mask) & (uniform[0] < float(opening(then, now, schedule)))
+    opens = (x == mask) & (uniform[0] < schedule.opening(t, s))
     drawn = posterior.at(opens).tokens(rule, uniform[1][opens], temperature)
     return x.masked_scatter(opens, drawn)
-
-
-def opening(t: Tensor, s: Tensor, schedule: LogLinear) -> Tensor:
-    """(α_s - α_t)/(1-α_t), the chance that a mask is opened on the way from t to s; 1 for s = 0."""
-    # As a difference of the noise: that of 1-α_t from itself is 0, and no mask is left at the end.
-    return (schedule.noise(t) - schedule.noise(s)) / schedule.noise(t)
 
 
 @torch.no_grad()

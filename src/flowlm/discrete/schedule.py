@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+#: One time, or many.
+Times = TypeVar("Times", float, Tensor)
 
 
 def steps_of(count: int) -> Iterator[tuple[int, float, float]]:
@@ -28,13 +32,18 @@ class LogLinear:
     eps: float = 1e-3
     first: float = 1e-3
 
-    def alpha(self, t: Tensor) -> Tensor:
+    def alpha(self, t: Times) -> Times:
         """α_t."""
         return 1 - (1 - self.eps) * t
 
-    def noise(self, t: Tensor) -> Tensor:
+    def noise(self, t: Times) -> Times:
         """1-α_t, without the rounding of a difference from 1."""
         return (1 - self.eps) * t
+
+    def opening(self, t: Times, s: Times) -> Times:
+        """(α_s - α_t)/(1-α_t), the chance that a mask is opened on the way from t to s; 1 for s = 0."""
+        # As a difference of the noise: that of 1-α_t from itself is 0, and no mask is left at the end.
+        return (self.noise(t) - self.noise(s)) / self.noise(t)
 
     def rate(self, t: Tensor) -> Tensor:
         """-α'_t."""

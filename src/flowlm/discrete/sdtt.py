@@ -61,7 +61,7 @@ def losses(
         one = teacher(x, t)
         s = (t - dt).clamp_min(0.0)
         drawn = one.tokens("categorical", uniform[2])
-        opens = (x == mask) & (uniform[1] < mdlm.opening(t, s, schedule)[:, None])
+        opens = (x == mask) & (uniform[1] < schedule.opening(t, s)[:, None])
         later = torch.where(opens, drawn, x)
         other = teacher(later, s)
     loss = divergence(student(x, t), Either(opens, one, other))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowlm.device import wide
 from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
-from flowlm.discrete.mdlm import corrupt, opening
+from flowlm.discrete.mdlm import corrupt
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
 from flowlm.families import Ask, Objective
@@ -80,9 +80,8 @@ def step(
         rule: "categorical", or "argmax".
     """
     masked = x == mask
-    then, now = (torch.tensor(v, dtype=torch.float64) for v in (t, s))
     total = scores.at(masked).map(lambda net, _: net.to(wide(net.device)).logsumexp(-1))
-    chance = float(opening(then, now, schedule)) * (total - math.log(mask)).exp()  # the mask is numbered V
+    chance = schedule.opening(t, s) * (total - math.log(mask)).exp()  # the mask is numbered V
     chance = chance.clamp_max(1.0) if s > 0 else torch.ones_like(chance)
     draw = uniform[masked]
     opens = masked.masked_scatter(masked, draw < chance)

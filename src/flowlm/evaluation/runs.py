@@ -245,6 +245,7 @@ def evaluate_run(
     judge: TextJudge | None = None,
     scorer: Scorer | None = None,
     frontier: Sequence[int] = (),
+    knobs: Mapping[int, str] | None = None,
     reuse: bool | None = None,
     references: bool = True,
     timed: bool = True,
@@ -264,6 +265,7 @@ def evaluate_run(
         folder: of the sample files; `run`/samples when None.
         frontier: of `steps`, those at which to turn each knob of the family's sampler by itself, and to add
             ``frontier`` (the curves) and ``perplexity_at_data_entropy``.
+        knobs: of network calls, the one knob to turn there; None: each of them.
         reuse: sample files of the same weights and settings are read and not written again, so that what was
             interrupted goes on; None: with a frontier.
         references: whether the rows of what is no model are wanted.
@@ -292,6 +294,8 @@ def evaluate_run(
     reuse = bool(frontier) if reuse is None else reuse
     turned = {model.family.calls(k, model.length) for k in frontier}
     curves = {k: _curves(model.family, k, options) if k in turned else {} for k in steps}
+    if knobs is not None:
+        curves = {k: {knob: v for knob, v in own.items() if knob == knobs[k]} for k, own in curves.items()}
     asked = [(k, options) for k in steps]
     asked += [(k, options | {knob: v}) for k in steps for knob, values in curves[k].items() for v in values]
     files_of = {_sample_path(folder, k, seed, own): (k, own) for k, own in asked}
