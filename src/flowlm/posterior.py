@@ -193,6 +193,15 @@ class Posterior:
             lambda h, rows: (self._logits(h).softmax(-1) - target.probs_at(rows)).square().sum(-1)
         )
 
+    def squared_distance(self, other: Posterior) -> Tensor:
+        """Σ_k (p_k - q_k)² to another posterior of the same head, (B, L), float32, with a gradient to both."""
+        beside = other.hidden.reshape(-1, other.hidden.shape[-1])
+        return self._chunked(
+            lambda h, rows: (
+                (self._logits(h).softmax(-1) - self._logits(beside[rows]).softmax(-1)).square().sum(-1)
+            )
+        )
+
 
 class Mixture:
     """Σ_i w_i p_i of posteriors over the same positions; the weights (B,) or (B, L) sum to 1."""

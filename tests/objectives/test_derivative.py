@@ -12,7 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowlm.denoiser import Denoiser
 from flowlm.objectives.derivative import METHODS, rate_at_the_end, rate_at_the_start
-from flowlm.objectives.identities import esd_logit_target, esd_target, lsd_logit_target, lsd_target
+from flowlm.objectives.identities import (
+    cfm_drift,
+    esd_logit_target,
+    esd_target,
+    lsd_logit_target,
+    lsd_target,
+)
 from flowlm.path import corrupt, velocity
 from flowlm.posterior import Posterior
 from test_denoiser import BACKBONE, L, make
@@ -90,6 +96,33 @@ def test_both_derivatives_give_one_target(target: Any, name: str) -> None:
     assert not by_jvp.requires_grad
     # Against what the rate adds at all.
     assert (by_jvp - by_difference).abs().mean() < 1e-4
+
+
+@each_network
+def test_the_gradient_through_a_rate(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the one loss that has such a gradient, to every parameter: against differences of the loss itself."""
+    net, y, s, t = case(name)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # logits and times too
+    net, y = net.double(), y.double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1)))
+    params = [p for p in net.parameters() if p.requires_grad]
+
+    def loss() -> Tensor:
+        return cfm_drift(net, y, s, t).mean(dtype=torch.float64)
+
+    grads = torch.autograd.grad(loss(), params, allow_unused=True, materialize_grads=True)
+    norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
+    h, values = 1e-6, []
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, g in zip(params, grads):
+                p.add_(sign * h * g / norm)
+            values.append(loss())
+    # Along the gradient the slope is its norm; along anything that is not the gradient, less than that thing's.
+    torch.testing.assert_close((values[0] - values[1]) / (2 * h), norm, atol=0, rtol=1e-3)
+    assert norm > 1e-4
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -396,7 +396,8 @@ def test_what_leaves_the_simplex_is_reported(identity: str) -> None:
     before = objective.report()
     loss.mean().backward()
     assert objective.report() == before
-    assert list(before) == ([] if identity == "psd" else ["clamped" if "logit" in identity else "outside"])
+    watched = [] if identity in ("psd", "cfm") else ["clamped" if "logit" in identity else "outside"]
+    assert list(before) == watched
     assert all(0 <= value < 1 for value in before.values())
 
 
@@ -435,8 +436,8 @@ def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
         ({"rollout_steps": 0}, "flow_map.rollout_steps must be at least 1, got 0"),
         ({"target": "averaged", "freeze_embedding": False}, "needs freeze_embedding = true"),
         (
-            {"identity": "cfm"},
-            "flow_map.identity = 'cfm': use 'psd', 'lsd', 'lsd-logit', 'esd', 'esd-logit'",
+            {"identity": "ecld"},
+            "flow_map.identity = 'ecld': use 'psd', 'lsd', 'lsd-logit', 'esd', 'esd-logit', 'cfm'",
         ),
         (
             {"psd_first": 2.0, "identity": "esd"},
@@ -454,7 +455,11 @@ def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
         ({"derivative": "vjp"}, "flow_map.derivative = 'vjp': use 'jvp', 'difference'"),
         (
             {"identity": "esd-logit", "loss": "squared-error"},
-            "identity = 'esd-logit' is of logits: use identity = 'esd' or loss = 'cross-entropy'",
+            "identity = 'esd-logit' is none: use identity = 'esd' or loss = 'cross-entropy'",
+        ),
+        (
+            {"identity": "cfm", "loss": "squared-error"},
+            "identity = 'cfm' is none: use identity = 'lsd' or loss = 'cross-entropy'",
         ),
         ({"denoiser": "teacher"}, "flow_map.denoiser = 'teacher' means nothing for identity = 'psd'"),
         (

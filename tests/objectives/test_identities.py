@@ -12,8 +12,11 @@ from torch import Tensor
 
 import toy
 from flowlm.objectives import FlowMapObjective, derivative, identities
+from flowlm.objectives.derivative import rate_at_the_end
 from flowlm.objectives.flow_map import BOUNDARY, DIAGONAL, IDENTITIES, INTERIOR, FlowMapConfig
 from flowlm.objectives.identities import (
+    cfm_drift,
+    cfm_target,
     esd_logit_target,
     esd_target,
     eulerian_weight,
@@ -195,7 +198,7 @@ def loss_by_kind(share: float, **options: Any) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"identity": identity} for identity in IDENTITIES),
+        *({"identity": identity} for identity in IDENTITIES if identity != "cfm"),
         *({"identity": identity, "denoiser": "teacher"} for identity in ("lsd", "esd-logit")),
         *({"identity": identity, "loss": "squared-error"} for identity in ("psd", "lsd", "esd")),
     ],
@@ -211,6 +214,49 @@ def test_losses_are_least_at_the_flow_map(options: dict[str, str]) -> None:
         assert gradient.abs().max() < bound
         assert more > 10 * bound
         assert slope.abs().max() > 10 * bound
+
+
+# --- the bound by the endpoint --------------------------------------------------------------------
+
+
+def residual(model: Any, denoiser: Any, x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """|D_t(X_{s,t}) - δ_{s,t} - c ∂_t δ_{s,t}|² of the Lagrangian identity."""
+    target = lsd_target(model, denoiser, x, s, t, "difference", False)
+    return (target.probs_at(slice(None)).view_as(x) - model(x, s, t).hidden.exp()).square().sum(-1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_cfm_bounds_the_lagrangian_residual(share: float) -> None:
+    x, s, _, t = random_triples(100)
+    model: Any = Beside(share)
+    denoiser: Any = toy.ExactDenoiser(False)
+    target = cfm_target(model, denoiser, x, s, t)
+    entropy = target.cross_entropy(target)
+    bound = 4 * (model(x, s, t).cross_entropy(target) - entropy + cfm_drift(model, x, s, t))
+    have = residual(model, denoiser, x, s, t)
+    assert (have <= bound + 1e-6).all()
+    assert (have.max() > 1e-3) == (share > 0)
+
+
+def test_cfm_drift_is_that_of_the_rate() -> None:
+    x, s, _, t = random_triples(100)
+    model: Any = toy.ExactDenoiser(True)
+    moving = rate_at_the_end(model, x, s, t, "jvp")
+    log_p, a = moving.log_probs_at(slice(None))
+    rate = (log_p.exp() * a).view_as(x)
+    want = (lagrangian_weight(s, t)[:, None, None] * rate).square().sum(-1) / 2
+    torch.testing.assert_close(cfm_drift(model, x, s, t), want, atol=1e-5, rtol=1e-3)
+    assert want.max() > 1e-3
+
+
+def test_cfm_is_not_least_at_a_flow_map_that_leaves_a_choice() -> None:
+    """As the paper's bound has it: said in the docstring, and no mistake of the code."""
+    (_, diagonal), (_, boundary), (loss, interior) = loss_by_kind(0.0, identity="cfm")
+    assert diagonal.abs().max() < 1e-5
+    # At t = 1 the endpoint is the data itself, and c is 0.
+    assert boundary.abs().max() < 1e-3
+    assert interior.abs().max() > 1e-3
+    assert loss > 1e-3
 
 
 # --- the simplex ----------------------------------------------------------------------------------

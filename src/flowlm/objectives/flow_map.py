@@ -26,6 +26,8 @@ from flowlm.objectives.derivative import METHODS, Network
 from flowlm.objectives.draws import stochastic_round, stratified
 from flowlm.objectives.identities import (
     Watched,
+    cfm_drift,
+    cfm_target,
     esd_logit_target,
     esd_target,
     lsd_logit_target,
@@ -43,7 +45,7 @@ from flowlm.path import (
 from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 
 #: What a flow map is known by; each is a target of it.
-IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit")
+IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit", "cfm")
 
 #: Reports in a row with a figure above a half, after which targets are said to be no targets.
 PATIENCE = 20
@@ -104,8 +106,9 @@ class FlowMapConfig:
     target: str = "student"
     """Network of the identity's target: "student" (as it is) or "averaged" (its EMA)."""
     identity: str = "psd"
-    """What makes the target of two times: "psd" (semigroup), "lsd" (Lagrangian), "esd" (Eulerian), or the last two in
-    logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup)."""
+    """What makes the target of two times: "psd" (semigroup), "lsd" (Lagrangian), "esd" (Eulerian), the last two in
+    logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup), or "cfm" (the
+    endpoint, D_t(X_{s,t}), and the squared rate of δ beside the cross-entropy: a bound on the Lagrangian residual)."""
     psd_first: float = 0.0
     """Share of the steps, the first ones, in which the semigroup makes the target, whatever `identity` is: rates are
     small and true only of a map that is nearly one."""
@@ -118,7 +121,7 @@ class FlowMapConfig:
     """To the identity's target: "cross-entropy" (the target projected to the simplex), or "squared-error" of
     probabilities, as it is."""
     denoiser: str = "student"
-    """Whose D_t a Lagrangian or Eulerian target takes: "student" (the diagonal of the network of target) or
+    """Whose D_t a Lagrangian, Eulerian or endpoint target takes: "student" (the diagonal of the network of target) or
     "teacher"."""
     derivative: str = "jvp"
     """Rates of Lagrangian and Eulerian targets: "jvp" (forward-mode differentiation) or "difference" (two network
@@ -159,15 +162,15 @@ class FlowMapConfig:
                 raise ValueError(
                     f"flow_map.{name} = {getattr(self, name)!r}: use {', '.join(map(repr, choices))}"
                 )
-        if self.loss == "squared-error" and self.identity.endswith("-logit"):
+        if self.loss == "squared-error" and (other := _in_probabilities(self.identity)) != self.identity:
             raise ValueError(
-                f"flow_map.loss = 'squared-error' is of probabilities, and identity = {self.identity!r} is of logits: "
-                f"use identity = {self.identity.removesuffix('-logit')!r} or loss = 'cross-entropy'"
+                f"flow_map.loss = 'squared-error' is for identities of probabilities, and identity = {self.identity!r} "
+                f"is none: use identity = {other!r} or loss = 'cross-entropy'"
             )
         if self.denoiser == "teacher" and self.identity == "psd":
             raise ValueError(
                 "flow_map.denoiser = 'teacher' means nothing for identity = 'psd', whose target takes no D_t: use "
-                "'lsd', 'lsd-logit', 'esd' or 'esd-logit', or denoiser = 'student'"
+                "another identity, or denoiser = 'student'"
             )
         if self.psd_first and self.identity == "psd":
             raise ValueError(
@@ -196,6 +199,11 @@ class FlowMapConfig:
                 "flow_map.target = 'averaged' needs freeze_embedding = true: the averaged network would read "
                 "the state of another embedding"
             )
+
+
+def _in_probabilities(identity: str) -> str:
+    """The identity of probabilities behind one that takes a cross-entropy alone."""
+    return "lsd" if identity == "cfm" else identity.removesuffix("-logit")
 
 
 class FlowMapObjective(Objective):
@@ -348,6 +356,8 @@ class FlowMapObjective(Objective):
             loss = torch.cat([*losses, posterior[first:].squared_error(Stacked(pairs))])
         else:
             loss = posterior.cross_entropy(Stacked(known + pairs))
+        if self.identity == "cfm" and first < len(tokens):
+            loss = loss + self._drift(model, y, s, t, slice(first, len(tokens)))
         # Now, for the backward pass makes some of them again.
         self._watched += [
             (part.name, part.total, part.count) for _, part in pairs if isinstance(part, Watched)
@@ -378,10 +388,20 @@ class FlowMapObjective(Objective):
             target = lsd_logit_target(network, denoiser, y, s, t, cfg.derivative, cfg.log_floor)
         elif identity == "esd":
             target = esd_target(network, denoiser, y, s, t, cfg.derivative, project)
-        else:
+        elif identity == "esd-logit":
             target = esd_logit_target(network, denoiser, y, s, t, cfg.derivative, cfg.log_floor)
+        else:
+            target = cfm_target(network, denoiser, y, s, t)
         network.train(training)
         return target
+
+    def _drift(self, model: Denoiser, y: Tensor, s: Tensor, t: Tensor, rows: slice) -> Tensor:
+        """What is added to the cross-entropy of some rows for the rate of δ, and 0 of the others."""
+        training = model.training
+        model.eval()  # a difference of two dropouts is none of two times
+        drift = cfm_drift(model, y[rows].detach(), s[rows], t[rows])
+        model.train(training)
+        return torch.cat([drift.new_zeros(rows.start, drift.shape[1]), drift])
 
     def report(self) -> dict[str, float]:
         """How far the last step's targets were from being one: "outside" the simplex, or "clamped"."""

@@ -1,10 +1,12 @@
-"""Targets of the flow map from rates: the Lagrangian and the Eulerian identity, of probabilities and of logits.
+"""Targets of the flow map from rates: the Lagrangian and the Eulerian identity, of probabilities and of logits, and the
+Lagrangian one's bound by the endpoint.
 
     Lagrangian   δ_{s,t} = D_t(X_{s,t}) - (1-t)(t-s)/(1-s) ∂_t δ_{s,t}
     Eulerian     (1-t) δ_{s,t} = (1-t) D_s + (1-s)(t-s) d/ds δ_{s,t}
 
-(arXiv 2602.16813; of logits: Discrete Flow Maps, arXiv 2604.09784.) Along the flow, d/ds is ∂_s + b_s·∇. No target
-carries a gradient, and so none passes through a rate. Those of probabilities lie on the simplex at the flow map alone:
+(arXiv 2602.16813; of logits: Discrete Flow Maps, arXiv 2604.09784; the bound: Categorical Flow Maps, arXiv 2602.12233.)
+Along the flow, d/ds is ∂_s + b_s·∇. No target carries a gradient; through a rate one passes in the bound alone, and
+that rate is a difference. Targets of probabilities lie on the simplex at the flow map alone:
 before, they are projected onto it for a cross-entropy. Those of logits stay on it, but take a logarithm whose argument
 may be negative before, and which at the flow map is D/δ: the Lagrangian one is ill conditioned for tokens ruled
 out between s and t, where D_t vanishes and δ_{s,t} does not.
@@ -20,6 +22,10 @@ from torch import Tensor
 from flowlm.objectives.derivative import Moving, Network, rate_at_the_end, rate_at_the_start
 from flowlm.path import step, velocity
 from flowlm.posterior import Posterior
+
+#: ε of the bound's rate: c ∂_t δ_{s,t} is the difference of δ at t ± ε c over 2ε. As far from float32's rounding as
+#: from the curvature.
+SHARE = 5e-3
 
 #: A one-time denoiser as the targets see it: (y, t) -> D_t(y).
 Inner = Callable[[Tensor, Tensor], Posterior]
@@ -178,3 +184,33 @@ def esd_logit_target(
     """
     moving, inner, left, c = _eulerian(network, denoiser, y, s, t, method)
     return _of_logits(inner, lambda rows: 1 - c[rows] / left[rows] * moving.log_probs_at(rows)[1], floor)
+
+
+def cfm_target(network: Network, denoiser: Inner, y: Tensor, s: Tensor, t: Tensor) -> Posterior:
+    """The endpoint D_t(X_{s,t}), to which `cfm_drift` belongs: with R the residual of the Lagrangian identity,
+
+        |R|² = |D_t(X_{s,t}) - δ_{s,t} - c ∂_t δ_{s,t}|² ≤ 4 [KL(D_t(X_{s,t}) ‖ δ_{s,t}) + ½ |c ∂_t δ_{s,t}|²]
+
+    (Categorical Flow Maps, arXiv 2602.12233, with the identity's own c). It vanishes where the endpoint does not change
+    along the flow, and there alone: at the flow map of a law that leaves a choice it is not least.
+
+    Args:
+        network, denoiser, y, s, t: as of `lsd_target`.
+    """
+    with torch.no_grad():
+        return denoiser(step(y, network(y, s, t).embed(), s, t), t)
+
+
+def cfm_drift(network: Network, y: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """½ |c ∂_t δ_{s,t}|² at each position (B, L), c = (1-t)(t-s)/(1-s), with a gradient through the rate.
+
+    Args:
+        network: two-time denoiser that learns.
+        y: state at s, (B, L, d).
+        s, t: flow times (B,), s < t.
+    """
+    # As c ≤ min(t-s, 1-t), t ± ε c lies between s and 1; and nothing is divided by c.
+    aside = SHARE * lagrangian_weight(s, t)
+    with torch.autocast(y.device.type, enabled=False):  # a difference of bfloat16 numbers is rounding
+        later, earlier = network(y, s, t + aside), network(y, s, t - aside)
+        return later.squared_distance(earlier) / (8 * SHARE**2)
