@@ -22,6 +22,7 @@ from flowlm.discrete.di4c import Di4CConfig
 from flowlm.discrete.distil import RoundsConfig
 from flowlm.discrete.duo import DuoConfig
 from flowlm.families import NAMES, family
+from flowlm.objectives.flow import FlowConfig
 from flowlm.objectives.flow_map import FlowMapConfig
 
 T = TypeVar("T")
@@ -150,6 +151,7 @@ class RunConfig:
     """Run directory whose weights training starts from; empty for fresh ones (the teacher's, if any)."""
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
     flow_map: FlowMapConfig = field(default_factory=FlowMapConfig)
     duo: DuoConfig = field(default_factory=DuoConfig)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)

@@ -23,13 +23,15 @@ from flowlm.device import wide
 from flowlm.local import LocalPosterior
 from flowlm.path import (
     DenseNoise,
+    IsotropicNoise,
     LowRankNoise,
     evidence_weights,
+    isotropic_evidence_weights,
     noise_law,
     step,
     times_like,
 )
-from flowlm.posterior import Head, Posterior
+from flowlm.posterior import Head, Posterior, Regression
 
 T = TypeVar("T")
 
@@ -48,6 +50,12 @@ class DenoiserConfig:
     """What kind of network it is, filled in from the objective: "flow", or one of `flowlm.families`."""
     two_times: bool = False
     """Whether the network reads (s, t), as a flow map does, or one time."""
+    state: str = "one-hot"
+    """What flows: "one-hot" (tokens, seen through y = xE), "embedding" (E[token] itself, of length 1 and learned) or
+    "random" (the same, as it starts). The last two are for comparison."""
+    output: str = "softmax"
+    """What the head gives: "softmax", or "linear", the mean of the one-hot token regressed (flow.loss =
+    "squared-error"), for comparison."""
     clock: str = "decoding-error"
     """Conditioning clock: "decoding-error" or "uniform"."""
     logit_softcap: float = 0.0
@@ -77,6 +85,13 @@ def check_size(config: DenoiserConfig) -> None:
         raise ValueError(f"model.length must be at least 1, got {config.length}")
     if config.embedding_scale <= 0:
         raise ValueError(f"model.embedding_scale must be positive, got {config.embedding_scale}")
+    for name, choices in (("state", ("one-hot", "embedding", "random")), ("output", ("softmax", "linear"))):
+        if getattr(config, name) not in choices:
+            raise ValueError(f"model.{name} = {getattr(config, name)!r}: use {', '.join(map(repr, choices))}")
+    if config.input_scaling and config.state != "one-hot":
+        raise ValueError(
+            f"model.input_scaling is for the one-hot state, and model.state = {config.state!r}: leave it out"
+        )
 
 
 #: Widths of clock time below it are rounding: time(τ) is good where 1e-6 < τ < 1 - 1e-6.
@@ -107,7 +122,9 @@ class Denoiser(nn.Module):
         self.config = config
         width = config.backbone.width
         bound = config.embedding_scale / width**0.5
-        self.embedding = nn.Parameter(torch.empty(config.vocab_size, width).uniform_(-bound, bound))
+        rows = torch.empty(config.vocab_size, width).uniform_(-bound, bound)
+        rows = rows if config.state == "one-hot" else F.normalize(rows, dim=-1)
+        self.embedding = nn.Parameter(rows, requires_grad=config.state != "random")
         self.backbone = Backbone(config.backbone, config.length)
         self.time_embedding = TimeEmbedding(config.backbone.conditioning, config.backbone.time_scale)
         if config.two_times:
@@ -129,8 +146,16 @@ class Denoiser(nn.Module):
         self._kept_of: tuple[int, int] | None = None
         self.clock = make_clock(config.clock, config.vocab_size)
 
-    def noise_law(self) -> DenseNoise | LowRankNoise:
+    def constrain(self) -> None:
+        """Bring the embedding back to where it lives, after a step of an optimizer: rows of length 1, if it flows."""
+        if self.config.state == "embedding":
+            with torch.no_grad():
+                self.embedding.copy_(F.normalize(self.embedding, dim=-1))
+
+    def noise_law(self) -> DenseNoise | LowRankNoise | IsotropicNoise:
         """The law of the noise state y_0 = zE under the present embedding."""
+        if self.config.state != "one-hot":
+            return IsotropicNoise(self.embedding)
         # With gradients, its own way to E.
         return noise_law(self.embedding) if torch.is_grad_enabled() else self._of_embedding(noise_law)
 
@@ -171,13 +196,15 @@ class Denoiser(nn.Module):
             h = h * (variance * power).rsqrt().to(h.dtype)
         cond = F.silu(cond)
         if self.config.local_posterior:
-            h = h + self.local(y, _batched(s, y), cond, self._of_embedding(evidence_weights))
+            weights = evidence_weights if self.config.state == "one-hot" else isotropic_evidence_weights
+            h = h + self.local(y, _batched(s, y), cond, self._of_embedding(weights))
         if torch.is_autocast_enabled(y.device.type):
             # The residual stream follows the compute dtype: otherwise every block casts back and forth.
             dtype = torch.get_autocast_dtype(y.device.type)
             h, cond = h.to(dtype), cond.to(dtype)
         # The final norm may come out in float32; the head, the widest product of all, runs in the compute dtype.
-        return Posterior(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
+        kind = Posterior if self.config.output == "softmax" else Regression
+        return kind(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
 
     def head_start(self, y: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """The state at u, a share of the clock time from s to t, had it gone there towards the mean alone; and u.

@@ -154,6 +154,9 @@ class Family:
     def begin(self, network: Any, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
         """What is set before the first step; tokens(n): n rows of training tokens, from all over."""
 
+    def after_step(self, network: Any) -> None:
+        """What is done to a network after each step of the optimizer, and to the average."""
+
     def clocks(self, network: Any, run: RunConfig) -> tuple[Clock | None, Clock | None]:
         """In which times are drawn for training, and for held-out losses."""
         return None, None

@@ -45,8 +45,18 @@ class FLM(Family):
             )
         return {"family": "flow"}
 
+    def check(self, run: RunConfig) -> None:
+        if run.model.output == "linear" and (run.flow.loss, self.name) != ("squared-error", "flow"):
+            raise ValueError(
+                "model.output = 'linear' is a regression, for objective = 'flow' with flow.loss = 'squared-error' "
+                "alone: use model.output = 'softmax'"
+            )
+
     def network(self, config: DenoiserConfig) -> Denoiser:
         return Denoiser(config)
+
+    def after_step(self, network: Denoiser) -> None:
+        network.constrain()
 
     def clocks(self, network: Denoiser, run: RunConfig) -> tuple[Clock, Clock]:
         clock: Clock = copy.deepcopy(network.clock)
@@ -60,7 +70,7 @@ class FLM(Family):
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
         assert clock is not None
-        return FlowObjective(clock)
+        return FlowObjective(clock, run.flow)
 
     def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
         # One step mixes nothing and re-noises nothing: the likeliest tokens are those of any temperature.
@@ -96,8 +106,26 @@ class FMLM(FLM):
             "head_start": run.flow_map.head_start,
         }
 
+    def check(self, run: RunConfig) -> None:
+        super().check(run)
+        if run.flow_map.weight == "inverse" and run.clock.kind == "adaptive":
+            raise ValueError(
+                "flow_map.weight = 'inverse' and clock.kind = 'adaptive' both follow the losses, and the clock would "
+                "follow weighted ones: leave one of them out"
+            )
+
     def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
         super().check_source(run, source, name)
+        if source.output == "linear":
+            raise ValueError(
+                f"{name} was trained with model.output = 'linear' and has no probabilities: a flow map is distilled "
+                "from a flow with model.output = 'softmax'"
+            )
+        if source.state != "one-hot" and not run.flow_map.freeze_embedding:
+            raise ValueError(
+                f"{name} was trained with model.state = {source.state!r}, whose noise is that of one embedding: use "
+                "flow_map.freeze_embedding = true"
+            )
         if name == run.teacher:
             if source.two_times:
                 raise ValueError(

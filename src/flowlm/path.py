@@ -60,6 +60,20 @@ class LowRankNoise:
         return _product(xi, self.factor)
 
 
+class IsotropicNoise:
+    """y_0 = ξ itself, ξ ~ N(0, I_d): the law of a flow on embeddings, which is none on one-hot tokens.
+
+    Its state is y_t = (1-t) ξ + t E[token]. Rows of E of length 1 are as far from the noise as one-hot tokens are.
+    """
+
+    def __init__(self, embedding: Tensor):
+        self.width = embedding.shape[1]
+
+    def __call__(self, xi: Tensor) -> Tensor:
+        """Noise state (B, L, d) from standard normals xi (B, L, width)."""
+        return xi
+
+
 class CoupledDenseNoise:
     """One z seen through two embeddings, drawn itself (V ≤ 2d)."""
 
@@ -131,6 +145,13 @@ def evidence_weights(embedding: Tensor) -> tuple[Tensor, Tensor]:
             inverse_factor = _inverse_factor(e.T)
             w = inverse_factor.T @ (inverse_factor @ e)
         return w, -0.5 * (w * e).sum(-1)
+
+
+def isotropic_evidence_weights(embedding: Tensor) -> tuple[Tensor, Tensor]:
+    """e_k (V, d) and -½ e_k·e_k (V,): as `evidence_weights`, under `IsotropicNoise`."""
+    with torch.no_grad():
+        e = embedding.detach().float()
+        return e, -0.5 * e.square().sum(-1)
 
 
 def evidence_gains(t: Tensor | float, y: Tensor) -> tuple[Tensor, Tensor]:

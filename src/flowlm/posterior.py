@@ -33,8 +33,11 @@ def in_chunks(fn: Callable[..., Tensor], chunks: Iterable[tuple[slice, ...]]) ->
 
 def mean_state(logits: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
     """softmax(logits)·E (..., d), the mean of E[token], the product in dtype."""
-    probs = logits.softmax(-1)
-    with torch.autocast(logits.device.type, enabled=False):
+    return _state_of(logits.softmax(-1), embedding, dtype)
+
+
+def _state_of(probs: Tensor, embedding: Tensor, dtype: torch.dtype) -> Tensor:
+    with torch.autocast(probs.device.type, enabled=False):
         return probs.to(dtype) @ embedding.to(dtype)
 
 
@@ -90,7 +93,7 @@ class Posterior:
 
     def __getitem__(self, rows: slice) -> Posterior:
         """The posterior of some rows of the batch."""
-        return Posterior(self.hidden[rows], self.head, self.embedding)
+        return type(self)(self.hidden[rows], self.head, self.embedding)
 
     def at(self, chosen: Tensor) -> Posterior:
         """The posterior of the n chosen positions, of shape (n,).
@@ -98,7 +101,7 @@ class Posterior:
         Args:
             chosen: (B, L), bool.
         """
-        return Posterior(self.hidden[chosen], self.head, self.embedding)
+        return type(self)(self.hidden[chosen], self.head, self.embedding)
 
     def _slices(self) -> Iterator[slice]:
         n = self.hidden[..., 0].numel()
@@ -108,6 +111,9 @@ class Posterior:
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden)
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)
 
     def _chunked(self, fn: Callable[[Tensor, slice], Tensor]) -> Tensor:
         """Apply fn(hidden rows, rows) over chunks."""
@@ -126,7 +132,7 @@ class Posterior:
     def probs_at(self, rows: slice) -> Tensor:
         with torch.no_grad():
             hidden = self.hidden.reshape(-1, self.hidden.shape[-1])[rows]
-            return self._logits(hidden).softmax(-1)
+            return self._probs(self._logits(hidden))
 
     def log_probs_at(self, rows: slice) -> Tensor:
         """log p (n, V) of positions `rows` of the flattened (B·L), float32 and without gradient."""
@@ -142,7 +148,7 @@ class Posterior:
         """The posterior mean of the state, softmax(logits / temperature)·E (B, L, d), computed in dtype."""
 
         def chunk(h: Tensor, _: slice) -> Tensor:
-            return mean_state(self._logits(h) / temperature, self.embedding, dtype)
+            return _state_of(self._probs(self._logits(h) / temperature), self.embedding, dtype)
 
         return self._chunked(chunk)
 
@@ -183,14 +189,16 @@ class Posterior:
             lambda h, rows: -(target.probs_at(rows) * self._logits(h).log_softmax(-1)).sum(-1)
         )
 
-    def squared_error(self, target: Target) -> Tensor:
+    def squared_error(self, target: Tensor | Target) -> Tensor:
         """Σ_k (p_k - target_k)² at each position (B, L), float32; the target carries no gradient.
 
         Args:
-            target: of a distribution, or of what is one only in the end.
+            target: token ids (B, L), a distribution, or what is one only in the end.
         """
+        if isinstance(target, Tensor):
+            target = OneHot(target, len(self.embedding))
         return self._chunked(
-            lambda h, rows: (self._logits(h).softmax(-1) - target.probs_at(rows)).square().sum(-1)
+            lambda h, rows: (self._probs(self._logits(h)) - target.probs_at(rows)).square().sum(-1)
         )
 
     def squared_distance(self, other: Posterior) -> Tensor:
@@ -198,9 +206,36 @@ class Posterior:
         beside = other.hidden.reshape(-1, other.hidden.shape[-1])
         return self._chunked(
             lambda h, rows: (
-                (self._logits(h).softmax(-1) - self._logits(beside[rows]).softmax(-1)).square().sum(-1)
+                (self._probs(self._logits(h)) - self._probs(self._logits(beside[rows]))).square().sum(-1)
             )
         )
+
+
+class Regression(Posterior):
+    """The mean of the one-hot token itself at each position, as a regression gives it: what the head says, which may
+    lie outside the simplex. It has no log-probabilities and no temperature."""
+
+    def _probs(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def embed(self, temperature: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        self._only(temperature == 1, f"temperature = {temperature}", "temperature = 1")
+        return super().embed(dtype=dtype)
+
+    def tokens(self, rule: str = "argmax", uniform: Tensor | None = None, temperature: float = 1.0) -> Tensor:
+        self._only(rule == "argmax", f"last = {rule!r}", "last = 'argmax'")
+        return super().tokens()
+
+    def cross_entropy(self, target: Tensor | Target) -> Tensor:
+        self._only(False, "flow.loss = 'cross-entropy'", "flow.loss = 'squared-error'")
+        raise AssertionError
+
+    @staticmethod
+    def _only(right: bool, asked: str, fix: str) -> None:
+        if not right:
+            raise ValueError(
+                f"{asked} is for probabilities, and a network with model.output = 'linear' gives none: use {fix}"
+            )
 
 
 class Mixture:

@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from flowlm.config import RunConfig
 
 #: Fields of a model that mean something for flows alone.
-FLOWS_ALONE = ("two_times", "clock", "input_scaling", "local_posterior", "prior_rank", "head_start")
+FLOWS_ALONE = (
+    "two_times",
+    "clock",
+    "state",
+    "output",
+    "input_scaling",
+    "local_posterior",
+    "prior_rank",
+    "head_start",
+)
 SCHEDULE = LogLinear()
 #: Of those whose sampler has a temperature and a rule of the last step.
 SWEEP: Mapping[str, Sequence[Any]] = {"temperature": TEMPERATURES, "last": ("categorical", "argmax")}

@@ -1,11 +1,14 @@
 """FLM: cross-entropy of the clean tokens given the noisy state (arXiv 2602.16813, the FLM objective).
 
 E_{τ~U[0,1]} mean_l -log D_{t(τ)}(y_t)_l[token_l]
+
+Or the squared error Σ_k (D_k - 1[k = token])², which the paper compares it with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,7 +18,19 @@ from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
 from flowlm.families import Objective
 from flowlm.objectives.draws import stratified
-from flowlm.path import DenseNoise, LowRankNoise, corrupt
+from flowlm.path import DenseNoise, IsotropicNoise, LowRankNoise, corrupt
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """How a flow is trained."""
+
+    loss: str = "cross-entropy"
+    """To the clean tokens: "cross-entropy", or "squared-error" of probabilities, for comparison."""
+
+    def __post_init__(self) -> None:
+        if self.loss not in ("cross-entropy", "squared-error"):
+            raise ValueError(f"flow.loss = {self.loss!r}: use 'cross-entropy' or 'squared-error'")
 
 
 class FlowObjective(Objective):
@@ -23,11 +38,12 @@ class FlowObjective(Objective):
 
     Args:
         clock: sampling clock, in whose τ times are uniform.
+        config: the loss.
     """
 
-    def __init__(self, clock: Clock):
-        self.clock = clock
-        self._noise: DenseNoise | LowRankNoise | None = None
+    def __init__(self, clock: Clock, config: FlowConfig | None = None):
+        self.clock, self.config = clock, config or FlowConfig()
+        self._noise: DenseNoise | LowRankNoise | IsotropicNoise | None = None
 
     def prepare(self, model: Denoiser, step: int | None = None) -> None:
         self._noise = model.noise_law()
@@ -51,4 +67,7 @@ class FlowObjective(Objective):
         t = draws["t"].to(tokens.device)
         with model.frozen_embedding():
             y = corrupt(tokens, t, model.embedding, self._noise(xi))
-            return model(y, t).cross_entropy(tokens)
+            posterior = model(y, t)
+            if self.config.loss == "squared-error":
+                return posterior.squared_error(tokens)
+            return posterior.cross_entropy(tokens)

@@ -33,10 +33,12 @@ from flowlm.objectives.identities import (
     lsd_logit_target,
     lsd_target,
 )
+from flowlm.objectives.weighting import InverseWeights
 from flowlm.path import (
     CoupledDenseNoise,
     CoupledLowRankNoise,
     DenseNoise,
+    IsotropicNoise,
     LowRankNoise,
     corrupt,
     coupled_noise_law,
@@ -120,6 +122,8 @@ class FlowMapConfig:
     loss: str = "cross-entropy"
     """To the identity's target: "cross-entropy" (the target projected to the simplex), or "squared-error" of
     probabilities, as it is."""
+    weight: str = "none"
+    """Of rows: "none", or "inverse", to the mean loss at their times."""
     denoiser: str = "student"
     """Whose D_t a Lagrangian, Eulerian or endpoint target takes: "student" (the diagonal of the network of target) or
     "teacher"."""
@@ -155,6 +159,7 @@ class FlowMapConfig:
             ("pairs", ("width", "uniform")),
             ("middle", ("half", "random")),
             ("loss", ("cross-entropy", "squared-error")),
+            ("weight", ("none", "inverse")),
             ("denoiser", ("student", "teacher")),
             ("derivative", METHODS),
         ):
@@ -240,12 +245,19 @@ class FlowMapObjective(Objective):
         self._semigroup_until = config.psd_first * steps
         self.identity = config.identity
         self.kinds: tuple[str, ...] = ("diagonal", "boundary", "interior")
-        self._noise: DenseNoise | LowRankNoise | CoupledDenseNoise | CoupledLowRankNoise | None = None
+        self._noise: (
+            DenseNoise | LowRankNoise | IsotropicNoise | CoupledDenseNoise | CoupledLowRankNoise | None
+        ) = None
+        self._weights = InverseWeights() if config.weight == "inverse" else None
+        self._training = False
         self._watched: list[tuple[str, Tensor | float, int]] = []
         self._above: dict[str, int] = {}
 
     def prepare(self, model: Denoiser, step: int | None = None) -> None:
         self._watched = []
+        self._training = step is not None
+        if self._weights is not None:
+            self._weights.step()
         # Outside of training, the loss is that of the identity in the end.
         early = step is not None and step < self._semigroup_until
         self.identity = "psd" if early else self.config.identity
@@ -306,7 +318,12 @@ class FlowMapObjective(Objective):
             for network in (model, self.averaged, self.teacher):
                 if isinstance(network, Denoiser):  # a teacher may be a flow known in closed form
                     stack.enter_context(network.frozen_embedding())
-            return self._losses(model, tokens, xi, draws)
+            losses = self._losses(model, tokens, xi, draws)
+        if self._weights is not None and self._training:
+            tau = self.clock.tau(draws["s"]), self.clock.tau(draws["t"])
+            self._weights.observe(*tau, losses.mean(-1))
+            losses = losses * self._weights.of(*tau).to(losses.device)[:, None]
+        return losses
 
     def _losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         assert self._noise is not None
@@ -402,6 +419,13 @@ class FlowMapObjective(Objective):
         drift = cfm_drift(model, y[rows].detach(), s[rows], t[rows])
         model.train(training)
         return torch.cat([drift.new_zeros(rows.start, drift.shape[1]), drift])
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._weights is None else self._weights.state()
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        if self._weights is not None:
+            self._weights.load(state)
 
     def report(self) -> dict[str, float]:
         """How far the last step's targets were from being one: "outside" the simplex, or "clamped"."""

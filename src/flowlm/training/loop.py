@@ -429,7 +429,9 @@ class Trainer:
                 per_row = losses.detach().mean(-1)
                 self.clock.observe(part["t"][on], per_row.cpu()[on])
         norm = self.optimizer.step(step)
+        self.family.after_step(self.model)
         self.ema.update(self.model, step + 1)
+        self.family.after_step(self.ema.model)
         if isinstance(self.clock, AdaptiveClock) and (step + 1) % self.config.clock.refit_every == 0:
             self.clock.refit()
         return float(total), float(norm)

@@ -1,0 +1,216 @@
+"""What FLM and FMLM are compared with: other states, outputs, losses and weights of rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from flowlm import FlowLM
+from flowlm.objectives.weighting import BINS, LEAST, InverseWeights
+from flowlm.path import IsotropicNoise, corrupt, evidence_gains, isotropic_evidence_weights
+from flowlm.posterior import Head, Posterior, Regression
+from flowlm.training.loop import open_run
+from helpers import begin, map_settings, settings, silent, tensors, trained
+from test_denoiser import D, L, V, make
+
+# --- states ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["embedding", "random"])
+def test_a_flow_on_embeddings(state: str, tmp_path: Path) -> None:
+    """From training to a student's passages: rows of length 1 all along, those that are random as they were."""
+    trainer = begin(tmp_path / "flm", settings({"model.state": state}))
+    before = trainer.model.embedding.detach().clone()
+    assert trainer.train().finished
+    for name in ("model", "ema"):
+        rows = tensors(tmp_path / "flm" / f"{name}.safetensors")["embedding"]
+        torch.testing.assert_close(rows.norm(dim=-1), torch.ones(len(rows)))
+        assert torch.equal(rows, before) == (state == "random")
+    student = trained(tmp_path / "fmlm", map_settings(tmp_path / "flm"))
+    for run, steps in ((tmp_path / "flm", 3), (student, 1)):
+        model = FlowLM.from_pretrained(run)
+        assert model.denoiser.config.state == state
+        assert len(model.generate(4, steps=steps, gamma=0.0 if steps == 1 else 0.5)) == 4
+
+
+def test_its_noise_is_its_own() -> None:
+    net = make(False, state="embedding")
+    law = net.noise_law()
+    xi = torch.randn(7, L, D)
+    assert (type(law), law.width) == (IsotropicNoise, D)
+    assert law(xi) is xi
+    y = corrupt(torch.zeros(7, L, dtype=torch.long), 0.25, net.embedding, law(xi))
+    torch.testing.assert_close(y, 0.75 * xi + 0.25 * net.embedding[0])
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.7])
+def test_its_evidence_is_the_likelihood(t: float) -> None:
+    torch.manual_seed(0)
+    embedding, y = F.normalize(torch.randn(23, 6), dim=-1), torch.randn(2, 3, 6)
+    weight, offset = isotropic_evidence_weights(embedding)
+    gain, offset_gain = evidence_gains(t, y)
+    got = gain * (y @ weight.T) + offset_gain * offset
+    want = torch.distributions.Normal(t * embedding, 1 - t).log_prob(y[..., None, :]).sum(-1)
+    torch.testing.assert_close(got.log_softmax(-1), want.log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+# --- outputs and losses ---------------------------------------------------------------------------
+
+
+def posterior(kind: type[Posterior]) -> tuple[Posterior, torch.Tensor]:
+    """Of a random head; and what its logits are."""
+    torch.manual_seed(0)
+    head = Head(D, V)
+    torch.nn.init.normal_(head.weight)
+    hidden = torch.randn(2, L, D)
+    return kind(hidden, head, torch.randn(V, D)), head(hidden).detach()
+
+
+@pytest.mark.parametrize("kind", [Posterior, Regression])
+def test_squared_errors_of_tokens(kind: type[Posterior]) -> None:
+    found, logits = posterior(kind)
+    mean = logits.softmax(-1) if kind is Posterior else logits
+    tokens = torch.randint(0, V, (2, L))
+    want = (mean - F.one_hot(tokens, V)).square().sum(-1)
+    torch.testing.assert_close(found.squared_error(tokens), want)
+    torch.testing.assert_close(found.embed(), mean @ found.embedding)
+    torch.testing.assert_close(found[:1].embed(), (mean @ found.embedding)[:1])
+    assert torch.equal(found.tokens(), logits.argmax(-1))
+
+
+def test_a_regression_is_no_distribution() -> None:
+    found, _ = posterior(Regression)
+    with pytest.raises(ValueError, match=r"temperature = 0\.5 is for probabilities.*use temperature = 1"):
+        found.embed(0.5)
+    with pytest.raises(ValueError, match="last = 'categorical' is for probabilities"):
+        found.tokens("categorical", torch.rand(2, L))
+    with pytest.raises(ValueError, match=r"use flow\.loss = 'squared-error'"):
+        found.cross_entropy(torch.zeros(2, L, dtype=torch.long))
+
+
+@pytest.mark.parametrize("output", ["softmax", "linear"])
+def test_a_flow_by_squared_errors(output: str, tmp_path: Path) -> None:
+    over = {"model.output": output, "flow.loss": "squared-error", "train.steps": 40, "train.eval_every": 20}
+    trainer = begin(tmp_path / "flm", settings(over))
+    before = trainer.held_out().loss
+    assert trainer.train().held_out < 0.95 * before <= 1.05
+    assert len(FlowLM.from_pretrained(tmp_path / "flm").generate(4, steps=3)) == 4
+    if output == "linear":
+        with pytest.raises(ValueError, match=r"was trained with model\.output = 'linear'"):
+            begin(tmp_path / "fmlm", map_settings(tmp_path / "flm"))
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"flow.loss": "mse"}, r"flow\.loss = 'mse': use 'cross-entropy' or 'squared-error'"),
+        ({"model.output": "linear"}, r"with flow\.loss = 'squared-error' alone"),
+        (
+            {"model.output": "linear", "flow.loss": "squared-error", "objective": "flow-map"},
+            "is a regression, for objective = 'flow'",
+        ),
+        ({"model.state": "embedding", "objective": "mdlm"}, r"model\.state = 'embedding' is for flows"),
+        ({"model.output": "linear", "objective": "ar"}, r"model\.output = 'linear' is for flows"),
+    ],
+)
+def test_what_means_nothing(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        settings(over)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"state": "dense"}, r"model\.state = 'dense': use 'one-hot', 'embedding', 'random'"),
+        ({"output": "tanh"}, r"model\.output = 'tanh': use 'softmax', 'linear'"),
+        ({"state": "random", "input_scaling": True}, r"model\.input_scaling is for the one-hot state"),
+    ],
+)
+def test_no_such_network(choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make(False, **choice)
+
+
+def test_one_embedding_has_one_noise(tmp_path: Path) -> None:
+    trained(tmp_path / "flm", settings({"model.state": "embedding", "train.steps": 2}))
+    with pytest.raises(ValueError, match=r"use flow_map\.freeze_embedding = true"):
+        begin(tmp_path / "fmlm", map_settings(tmp_path / "flm", {"flow_map.freeze_embedding": False}))
+
+
+# --- weights of rows ------------------------------------------------------------------------------
+
+
+def test_weights_are_inverse_losses() -> None:
+    weights = InverseWeights()
+    s, t = torch.tensor([0.05, 0.05, 0.3, 0.3]), torch.tensor([0.05, 0.95, 0.3, 0.9])
+    assert torch.equal(weights.of(s, t), torch.ones(4))
+    weights.observe(s[:2], t[:2], torch.tensor([4.0, 2.0]))
+    weights.observe(s[2:], t[2:], torch.tensor([1.0, 0.5]))
+    assert torch.equal(weights.of(s, t), torch.ones(4))  # micro-batches of one step are weighted alike
+    weights.step()
+    found = weights.of(s, t)
+    torch.testing.assert_close(found * torch.tensor([4.0, 2.0, 1.0, 0.5]), found[0] * 4 * torch.ones(4))
+    torch.testing.assert_close(found.mean(), torch.tensor(1.0))
+    # what no row was seen of counts as all of them together
+    (unseen,) = weights.of(torch.tensor([0.6]), torch.tensor([0.6]))
+    torch.testing.assert_close(unseen, found[0] * 4 / 1.875)
+
+
+def test_weights_forget_and_have_a_limit() -> None:
+    weights = InverseWeights()
+    s = torch.arange(BINS) / BINS
+    for _ in range(400):
+        weights.observe(s, s, torch.cat([torch.full((BINS - 1,), 1.0), torch.zeros(1)]))
+        weights.step()
+    found = weights.of(s, s)
+    mean = (BINS - 1) / BINS
+    torch.testing.assert_close(found[-1] / found[0], torch.tensor(1 / (LEAST * mean)), rtol=1e-3, atol=0)
+    for _ in range(400):
+        weights.observe(s, s, torch.ones(BINS))
+        weights.step()
+    torch.testing.assert_close(weights.of(s, s), torch.ones(BINS), rtol=1e-2, atol=0)
+
+
+def test_weights_are_of_training_alone(tmp_path: Path) -> None:
+    """Held-out losses are those without weights, and accumulation changes nothing."""
+    teacher = trained(tmp_path / "flm", settings({"train.steps": 4}))
+    over = {"flow_map.weight": "inverse", "train.steps": 6}
+    whole, parts = (
+        begin(tmp_path / f"fmlm-{size}", map_settings(teacher, over | {"train.micro_batch": size}))
+        for size in (0, 3)
+    )
+    for _ in range(6):
+        assert whole.optimize() == pytest.approx(parts.optimize(), rel=1e-4)
+        whole.step, parts.step = whole.step + 1, parts.step + 1
+    plain = begin(tmp_path / "plain", map_settings(teacher))
+    plain.ema.model.load_state_dict(whole.ema.model.state_dict())
+    assert plain.held_out().loss == pytest.approx(whole.held_out().loss, rel=1e-6)
+
+
+def test_weights_go_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = trained(tmp_path / "flm", settings({"train.steps": 4}))
+    config = map_settings(teacher, {"flow_map.weight": "inverse", "train.steps": 6})
+    trained(tmp_path / "whole", config)
+    trainer = begin(tmp_path / "parts", config)
+    optimize = trainer.optimize
+
+    def stopping() -> tuple[float, float]:
+        if trainer.step == 2:
+            trainer.interrupt()
+        return optimize()
+
+    monkeypatch.setattr(trainer, "optimize", stopping)
+    assert not trainer.train().finished
+    assert open_run(tmp_path / "parts", say=silent).train().finished
+    for name in ("model", "ema"):
+        one, other = (tensors(tmp_path / run / f"{name}.safetensors") for run in ("whole", "parts"))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_clock_of_losses_needs_them_as_they_are(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"flow_map\.weight = 'inverse' and clock\.kind = 'adaptive'"):
+        settings({"objective": "flow-map", "flow_map.weight": "inverse", "clock.kind": "adaptive"})
