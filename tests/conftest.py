@@ -10,6 +10,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 
 
 def pytest_configure(config: pytest.Config) -> None:

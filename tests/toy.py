@@ -183,7 +183,7 @@ def train(
     optimizer = torch.optim.Adam(params, lr, betas=(0.9, 0.99), fused=True)
     for i in range(steps):
         optimizer.param_groups[0]["lr"] = lr * min((i + 1) / 50, 1 - i / steps)
-        objective.prepare(model)
+        objective.prepare(model, i)
         tokens = LANGUAGE.sample(batch, gen)
         xi = torch.randn(batch, LENGTH, objective.noise_width, generator=gen)
         if i % pool == 0:
