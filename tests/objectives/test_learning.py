@@ -85,9 +85,9 @@ def flops(objective: FlowMapObjective, teacher: Denoiser) -> int:
     return counted.get_total_flops()
 
 
-#: Beside the identity: rates are true of a map that is nearly one, and the Lagrangian ones say least before. And what is
-#: reached: KL to the exact δ_{s,t} and one-step total variation, twice the semigroup's bounds. The endpoint's loss is not
-#: least at the flow map of a law that leaves a choice, and stays away from it.
+#: What is set beside the identity: rates are true of a map that is nearly one, and Lagrangian ones say least before.
+#: And what is reached: KL to the exact δ_{s,t}, one-step total variation; twice the semigroup's bounds. The endpoint's
+#: loss is not least at the flow map of a law that leaves a choice, and stays away from it.
 IDENTITIES: dict[str, tuple[dict[str, Any], float, float]] = {
     "lsd": ({"psd_first": 0.5}, 0.04, 0.1),
     "lsd-logit": ({"psd_first": 0.5}, 0.04, 0.1),
