@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from flowlm.objectives.flow_map import IDENTITIES
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "benchmarks"
 
@@ -60,7 +62,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["state", "tokenising", "generation", "families"])
+@pytest.mark.parametrize("name", ["state", "distillation", "tokenising", "generation", "families"])
 def test_the_table_shows_what_the_json_holds(name: str, quick: Path) -> None:
     result = json.loads((quick / f"{name}.json").read_text(encoding="utf-8"))
     for key in ("cpu", "cores", "threads", "dtype", "torch", "commit"):
@@ -98,6 +100,22 @@ def test_memory_is_the_steps_own(quick: Path) -> None:
         assert 0 < row["step_bytes"] < row["peak_bytes"]
         assert row["step_ratio"] == pytest.approx(row["step_bytes"] / low_rank["step_bytes"])
         assert row["peak_ratio"] == pytest.approx(row["peak_bytes"] / low_rank["peak_bytes"])
+
+
+def test_every_objective_takes_its_step(load: Any) -> None:
+    distillation = load("distillation")
+    (case,) = distillation.cases(True, torch.float32)
+    for arm, options in distillation.ARMS.items():
+        place = distillation.Workplace(case, arm)
+        before = place.model.backbone.blocks[0].qkv.weight.detach().clone()
+        assert place.step() > 0
+        assert not torch.equal(place.model.backbone.blocks[0].qkv.weight, before)
+        if options is not None:
+            assert place.objective.identity == options.get("identity", "psd")
+            assert place.objective.config.derivative == options.get("derivative", "jvp")
+    assert {
+        options.get("identity", "psd") for options in distillation.ARMS.values() if options is not None
+    } == {*IDENTITIES}
 
 
 @pytest.mark.slow

@@ -1,0 +1,159 @@
+"""One training step of the flow map by each of its objectives, against one of the flow.
+
+All have one size; student and teacher share their embedding, as in every distillation. Of each batch half the rows lie
+on the diagonal, as published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import Memory, Row, compare, memory_of, report_memory
+
+from flowlm import rng
+from flowlm.backbone import BackboneConfig
+from flowlm.config import OptimConfig
+from flowlm.denoiser import Denoiser, DenoiserConfig
+from flowlm.device import precision
+from flowlm.objectives import FlowMapConfig, FlowMapObjective, FlowObjective
+from flowlm.training.optim import Optimizer
+
+CPU = torch.device("cpu")
+
+_PUBLISHED: dict[str, Any] = {
+    "diagonal": 0.5,
+    "boundary": 1 / 32,
+    "boundary_target": "self",
+    "target": "student",
+}
+_DIFFERENCES = {"derivative": "difference"}
+#: Options of each objective beside the published shares; the flow's has none.
+ARMS: dict[str, dict[str, Any] | None] = {
+    "FLM": None,
+    "PSD": {},
+    "LSD": {"identity": "lsd"},
+    "LSD, differences": {"identity": "lsd"} | _DIFFERENCES,
+    "LSD*, differences": {"identity": "lsd-logit"} | _DIFFERENCES,
+    "ESD": {"identity": "esd"},
+    "ESD, differences": {"identity": "esd"} | _DIFFERENCES,
+    "ESD*, differences": {"identity": "esd-logit"} | _DIFFERENCES,
+    "CFM": {"identity": "cfm"},
+    "PSD, rollouts at the boundary": {"diagonal": 0.25, "boundary": 0.5, "boundary_target": "teacher"},
+}
+
+
+#: Of them, what a quick run takes.
+QUICK = ("FLM", "PSD", "CFM")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size at which the objectives are compared."""
+
+    vocab: int
+    batch: int = 32
+    length: int = 64
+    width: int = 256
+    depth: int = 4
+    dtype: str = "float32"
+
+
+def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
+    """One on either side of V = 2d."""
+    name = str(dtype).removeprefix("torch.")
+    return [Case(256, 4, 8, 32, 1, name)] if quick else [Case(v, dtype=name) for v in (512, 8192)]
+
+
+class Workplace:
+    """A network, its optimizer with its moments, an objective, and one batch of random tokens."""
+
+    def __init__(self, case: Case, arm: str):
+        torch.manual_seed(0)
+        shape = BackboneConfig(width=case.width, depth=case.depth)
+        config = DenoiserConfig(vocab_size=case.vocab, length=case.length, backbone=shape)
+        self.case, options = case, ARMS[arm]
+        self.model = Denoiser(config)
+        self.objective: FlowObjective | FlowMapObjective = FlowObjective(self.model.clock)
+        if options is not None:
+            teacher = self.model.eval().requires_grad_(False)
+            setting = FlowMapConfig(**_PUBLISHED | options)
+            self.model = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
+            self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
+            for fixed in (self.model.embedding, self.model.mean):
+                fixed.requires_grad_(False)
+            self.objective = FlowMapObjective(setting, self.model.clock, teacher)
+        # Moments outlive the step and are not its own memory; see `state`.
+        self.optimizer = Optimizer(self.model, OptimConfig(), steps=1000)
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+                self.optimizer.step(0)
+        self.tokens = torch.randint(case.vocab, (case.batch, case.length))
+        self.count = 0
+
+    def step(self) -> float:
+        """Draws, forward, backward and optimizer."""
+        case = self.case
+        draws = self.objective.draw(case.batch, rng.generator(0, "draw", self.count))
+        self.model.train()
+        self.objective.prepare(self.model, self.count)
+        rows = [(0, "noise", self.count, i) for i in range(case.batch)]
+        xi = self.objective.noise(rows, case.length, CPU)
+        with precision(CPU, getattr(torch, case.dtype)):
+            loss = self.objective.losses(self.model, self.tokens, xi, draws).mean()
+        loss.backward()
+        self.optimizer.step(self.count)
+        self.count += 1
+        return float(loss.detach())
+
+
+#: Steps in the process whose memory is taken.
+STEPS = 2
+
+
+def memory(case: Case, arm: str) -> Memory:
+    """Peaks of a process that takes steps."""
+    described = json.dumps(dataclasses.asdict(case))
+    return memory_of(Path(__file__), described, arm, str(torch.get_num_threads()))
+
+
+def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+    """A row for each objective in each case."""
+    rows: list[Row] = []
+    todo, arms = cases(quick, dtype), QUICK if quick else tuple(ARMS)
+    peaks: dict[tuple[Case, str], Memory] = {}
+    # All of them first: the peak of a process counts in that of the one which started it.
+    for case in todo:
+        say(f"distillation: memory of a step at V = {case.vocab:,}")
+        peaks |= {(case, arm): memory(case, arm) for arm in arms}
+    for case in todo:
+        say(f"distillation: seconds of a step at V = {case.vocab:,}")
+        steps = {arm: Workplace(case, arm).step for arm in arms}
+        for row in compare(steps, repeats=2 if quick else 7):
+            peak, first = peaks[case, row["arm"]], peaks[case, arms[0]]
+            rows.append(
+                dataclasses.asdict(case)
+                | row
+                | {
+                    "peak_bytes": peak.peak,
+                    "step_bytes": peak.own,
+                    "peak_ratio": peak.peak / first.peak,
+                    "step_ratio": peak.own / first.own,
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(sys.argv[3]))
+    report_memory(
+        lambda: Workplace(Case(**json.loads(sys.argv[1])), sys.argv[2]),
+        lambda place: [place.step() for _ in range(STEPS)],
+    )
