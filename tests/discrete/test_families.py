@@ -14,7 +14,7 @@ from flowlm.config import RunConfig, from_dict
 from flowlm.families import NAMES, family
 from flowlm.model import FlowLM
 from flowlm.weights import read_tensors
-from helpers import command, content, map_values, recipe, said, settings, trained
+from helpers import begin, command, content, map_values, recipe, said, settings, trained
 
 DISCRETE = ("ar", "mdlm", "sedd", "duo")
 
@@ -96,7 +96,7 @@ ROUNDS = {"rounds.rounds": 3, "rounds.start": 4}
 
 @pytest.mark.parametrize("name", STUDENTS)
 def test_a_student_learns_in_rounds(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
-    """A new round's teacher is the student; a resume in the middle of a round changes nothing."""
+    """A new round's teacher is the averaged student; a resume in the middle of a round changes nothing."""
     config = from_dict(
         RunConfig, map_values(runs[STUDENTS[name]], {**over(name), **ROUNDS}) | {"objective": name}
     )
@@ -115,6 +115,22 @@ def test_a_student_learns_in_rounds(name: str, runs: dict[str, Path], tmp_path: 
     assert command("distill", "--resume", resumed) == 0
     mine, whole = content(resumed), content(run)
     assert [path for path in whole if mine[path] != whole[path]] == []
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_next_teacher_is_the_averaged_student(name: str, runs: dict[str, Path], tmp_path: Path) -> None:
+    config = from_dict(
+        RunConfig, map_values(runs[STUDENTS[name]], {**over(name), **ROUNDS}) | {"objective": name}
+    )
+    trainer = begin(tmp_path / "run", config)
+    for trainer.step in range(2):
+        trainer.optimize()
+    averaged = {key: value.clone() for key, value in trainer.ema.model.state_dict().items()}
+    trainer.step = 2
+    trainer.optimize()
+    teacher = trainer.objective.rounds.teacher.state_dict()  # type: ignore[attr-defined]
+    assert all(torch.equal(teacher[key], averaged[key]) for key in averaged)
+    assert not torch.equal(teacher["head.weight"], trainer.ema.model.state_dict()["head.weight"])
 
 
 def test_a_student_needs_its_teacher(runs: dict[str, Path], tmp_path: Path) -> None:

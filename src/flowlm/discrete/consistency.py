@@ -1,8 +1,8 @@
 """Duo-DCD: discrete consistency distillation (arXiv 2506.10892).
 
 Two noise levels under one ε are two points of one deterministic path: the student's answer at the noisier one is drawn
-to the teacher's at the other, by KL(student ‖ teacher). After each round the student becomes the teacher, and the
-levels lie twice as far apart.
+to the teacher's at the other, by KL(student ‖ teacher). After each round the averaged student becomes the teacher, and
+the levels lie twice as far apart.
 """
 
 from __future__ import annotations
@@ -67,5 +67,5 @@ class DCD(duo.Duo):
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
-        rounds = Rounds(run.rounds, self.needed(teacher), run.train.steps)
+        rounds = Rounds(run.rounds, self.needed(teacher), averaged, run.train.steps)
         return DCDObjective(rounds, DecodingErrorClock(network.config.vocab_size))

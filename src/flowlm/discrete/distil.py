@@ -38,7 +38,8 @@ class RoundsConfig:
     """Students that become their own teacher, round by round (objectives "sdtt" and "duo-dcd")."""
 
     rounds: int = 7
-    """Rounds of equal length; after each the student becomes the teacher and its step twice as wide."""
+    """Rounds of equal length; after each the student, averaged over its steps, becomes the teacher, and its step twice
+    as wide."""
     start: int = 1024
     """Steps from noise to data that the first teacher's step is one of. SDTT: 1024; Duo: 512."""
 
@@ -59,12 +60,14 @@ class Rounds:
 
     Args:
         config: how many, and from where.
-        teacher: of the first round; overwritten by the student after each.
+        teacher: of the first round; overwritten after each.
+        averaged: the student's average, which it is overwritten by: under a rate that is still high the student itself
+            teaches its noise.
         steps: of the whole distillation.
     """
 
-    def __init__(self, config: RoundsConfig, teacher: TokenNetwork, steps: int):
-        self.config, self.steps = config, steps
+    def __init__(self, config: RoundsConfig, teacher: TokenNetwork, averaged: nn.Module, steps: int):
+        self.config, self.averaged, self.steps = config, averaged, steps
         self.teacher = copy.deepcopy(teacher).requires_grad_(False).eval()
         self.number = 0
 
@@ -73,11 +76,11 @@ class Rounds:
         """dt of the present round: 2^round/start."""
         return min(1.0, 2**self.number / self.config.start)
 
-    def enter(self, student: nn.Module, step: int) -> None:
-        """The round of a step: a new one begins with the student as its teacher."""
+    def enter(self, step: int) -> None:
+        """The round of a step: a new one begins with the averaged student as its teacher."""
         number = min(step * self.config.rounds // self.steps, self.config.rounds - 1)
         if number > self.number:
-            self.teacher.load_state_dict(student.state_dict())
+            self.teacher.load_state_dict(self.averaged.state_dict())
             self.number = number
 
     def state(self) -> dict[str, Tensor]:
@@ -106,7 +109,7 @@ class RoundsObjective(DiscreteObjective):
 
     def prepare(self, model: Any, step: int | None = None) -> None:
         if step is not None:
-            self.rounds.enter(model, step)
+            self.rounds.enter(step)
 
     def state(self) -> dict[str, Tensor]:
         return self.rounds.state()

@@ -2,7 +2,7 @@
 
 The teacher takes two ancestral steps of dt from x_t. The target of a masked token is the teacher's posterior at the
 call that opened it, and the second call's for one that stayed masked; the student's answer to x_t is drawn to it by
-KL(student ‖ target). After each round the student becomes the teacher, and dt doubles.
+KL(student ‖ target). After each round the averaged student becomes the teacher, and dt doubles.
 """
 
 from __future__ import annotations
@@ -100,4 +100,4 @@ class SDTT(mdlm.MDLM):
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
-        return SDTTObjective(Rounds(run.rounds, self.needed(teacher), run.train.steps))
+        return SDTTObjective(Rounds(run.rounds, self.needed(teacher), averaged, run.train.steps))
