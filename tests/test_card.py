@@ -11,11 +11,12 @@ import pytest
 
 from flowlm import cli
 from flowlm import model as model_module
-from flowlm.card import command_of, describe_run, export, write_card
+from flowlm.card import export, write_card
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.model import FlowLM
+from flowlm.provenance import command_of, cost_of, describe_run
 from flowlm.trained_on import ROWS, corpus_of
-from helpers import command, flm, fmlm, grammar_flm, recipe, said
+from helpers import command, flm, fmlm, grammar_flm, recipe, said, settings, trained
 
 
 def test_an_exported_model_is_the_run_s(tmp_path: Path) -> None:
@@ -103,6 +104,26 @@ def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     config = (tmp_path / "runs/b/config.toml").read_text()
     assert command(*made.replace("--out runs/b", "--out runs/c").split()[1:]) == 0
     assert (tmp_path / "runs/c/config.toml").read_text() == config
+
+
+def test_the_best_weights_are_said_to_be(tmp_path: Path) -> None:
+    """What is exported is the checkpoint that did best on held-out rows, and its loss stands on the card."""
+    run = trained(tmp_path / "run", settings({"train.choose": "best"}))
+    path = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    evaluated = [line for line in lines if "held_out" in line]
+    assert [line["step"] for line in evaluated] == [4, 8]
+    evaluated[0]["held_out"] = 0.5 * evaluated[1]["held_out"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    about = describe_run(run)
+    assert (about["chosen"], about["steps"]) == (4, 8)
+    assert about["held_out"] == evaluated[0]["held_out"]
+    assert f"held-out loss {about['held_out']:.4f} nats a token at step 4, whose weights" in cost_of([about])
+
+
+def test_a_flow_map_without_a_teacher_is_trained(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", settings({"objective": "flow-map", "train.steps": 1}))
+    assert command_of(run).startswith("flowlm train ")
 
 
 def test_what_a_run_cost(tmp_path: Path) -> None:

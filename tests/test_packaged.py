@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowlm import FlowLM
-from flowlm.config import RunConfig, dump_toml, from_dict, read_toml
+from flowlm.config import RunConfig, dotted, dump_toml, from_dict, read_toml, resolved
 from flowlm.data.grammar import Grammar
 from flowlm.evaluation.metrics import evaluate_texts, words
 from flowlm.model import PACKAGED
@@ -120,6 +120,14 @@ def test_its_commands_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert command(*distill) == 1
     # a student's model is its teacher's, which is read where there is one
     assert dataclasses.replace(asked[1], model=shipped.model) == shipped
+    plain = dotted(resolved(RunConfig()))
+    for run, config in zip(ABOUT["runs"], asked, strict=True):
+        recorded, now = dotted(run["config"]), dotted(resolved(config))
+        model = () if run["objective"] == "flow" else tuple(name for name in now if name.startswith("model."))
+        # what has become a choice since then is as it was
+        assert {k: v for k, v in now.items() if k not in model} == {
+            k: recorded.get(k, plain[k]) for k in now if k not in model
+        }
 
 
 def whole(texts: list[str]) -> float:

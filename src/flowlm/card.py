@@ -13,96 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from flowlm import files
-from flowlm.config import RunConfig, dotted, from_dict, load_recipe, read_toml, recipe_path, to_dict
 from flowlm.evaluation.report import calls_text, markdown, numbered, views
-from flowlm.families import family
 from flowlm.model import FlowLM, describe_data
+from flowlm.provenance import ABOUT, cost_of, made
 from flowlm.trained_on import ROWS, corpus_of, save_rows
-from flowlm.training.checkpoint import ORIGIN
 
-__all__ = ["ABOUT", "CARD", "command_of", "describe_run", "export", "write_card"]
+__all__ = ["CARD", "export", "write_card"]
 
-ABOUT, CARD = "about.json", "README.md"
-
-#: What data, objective or source fill in: no one types it.
-_FILLED = {
-    "recipe",
-    "teacher",
-    "init",
-    "model.vocab_size",
-    "model.vocabulary",
-    "model.family",
-    "model.two_times",
-    "model.head_start",
-}
-
-
-def command_of(run: Path) -> str:
-    """What to type to make a run again: its recipe, and all that differs from it."""
-    config = from_dict(RunConfig, read_toml(run / "config.toml"))
-    word = "distill" if config.objective == "flow-map" else "train"
-    try:
-        recipe = load_recipe(recipe_path(config.recipe)) if config.recipe else None
-    except ValueError:
-        recipe = None
-    if recipe is None:
-        return f"flowlm {word} {run / 'config.toml'}"
-    mine, theirs = dotted(to_dict(config)), dotted(to_dict(recipe))
-    # A student takes model and data from its teacher.
-    given = ("model.", "data.") if config.teacher else ("\0",)
-    options = [
-        _option(name, value)
-        for name, value in mine.items()
-        if theirs.get(name) != value and name not in _FILLED and not name.startswith(given)
-    ]
-    sources = [
-        f"--{name} {shlex.quote(value)}" for name in ("teacher", "init") if (value := getattr(config, name))
-    ]
-    return " ".join([f"flowlm {word} {config.recipe}", *sources, f"--out {shlex.quote(str(run))}", *options])
-
-
-def _option(name: str, value: Any) -> str:
-    flag = name.replace("_", "-")
-    if isinstance(value, bool):
-        *section, last = flag.split(".")
-        return "--" + ".".join([*section, last if value else f"no-{last}"])
-    return f"--{flag} {shlex.quote(str(value))}"
-
-
-def describe_run(run: Path) -> dict[str, Any]:
-    """How a run was made: command, steps, passages, seconds, held-out loss; from its own files.
-
-    ValueError: it has no config.toml, or no metrics.
-    """
-    config = from_dict(RunConfig, read_toml(run / "config.toml"))
-    path = run / "metrics.jsonl"
-    if not path.exists():
-        raise ValueError(f"{run} has no metrics.jsonl: it is not a run that was trained here")
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    # those of students are taken to a moving target
-    ranks = family(config.objective).held_out_ranks
-    held_out = [line["held_out"] for line in lines if "held_out" in line and ranks]
-    origin = run / ORIGIN
-    return {
-        "command": command_of(run),
-        "objective": config.objective,
-        "steps": max((line["step"] for line in lines), default=0),
-        "batch": config.train.batch,
-        "seed": config.train.seed,
-        "seconds": round(_seconds(lines)),
-        "held_out": held_out[-1] if held_out else None,
-        **({"origin": json.loads(origin.read_text(encoding="utf-8"))} if origin.exists() else {}),
-    }
-
-
-def _seconds(lines: Sequence[Mapping[str, Any]]) -> float:
-    """Of all the times a run was gone on with: each counts from 0."""
-    total = before = 0.0
-    for line in lines:
-        now = line.get("seconds", before)
-        total += now - before if now >= before else now
-        before = now
-    return total
+CARD = "README.md"
 
 
 def export(
@@ -134,7 +52,7 @@ def export(
     if folder.resolve() == run.resolve():
         raise ValueError(f"{folder} is the run itself: give another folder to write the model to")
     model = FlowLM.from_pretrained(run)
-    made = _made(run)
+    runs = made(run)
     corpus = corpus_of(run, model, say) if text else None
     model.save_pretrained(folder, dtype=dtype)
     if corpus is None:
@@ -151,7 +69,7 @@ def export(
         "bytes": sum(
             p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name not in (ABOUT, CARD, ROWS)
         ),
-        "runs": made,
+        "runs": runs,
         "export": _export_command(run, folder, dtype, title, licence, text),
     }
     files.write_json(folder / ABOUT, about)
@@ -172,17 +90,6 @@ def _export_command(run: Path, folder: Path, dtype: str, title: str, licence: st
             *["--text"] * text,
         ]
     )
-
-
-def _made(run: Path) -> list[dict[str, Any]]:
-    """How a model came to be: its own run, after that of its teacher where that is still there."""
-    if (run / ABOUT).exists():  # exported before
-        return list(json.loads((run / ABOUT).read_text(encoding="utf-8"))["runs"])
-    if not (run / "config.toml").exists():
-        raise ValueError(f"{run} has no config.toml: it is not a run, and nothing tells how it was made")
-    teacher = Path(read_toml(run / "config.toml").get("teacher", ""))
-    before = _made(teacher) if teacher.name and teacher.is_dir() else []
-    return [*before, describe_run(run)]
 
 
 def write_card(
@@ -210,15 +117,8 @@ def write_card(
     )
     text.append("```sh\nflowlm generate FOLDER --num 5 --steps 1\n```")
     text.append("## Data\n\n" + _data_text(data, model))
-    made = "\n".join([*(r["command"] for r in about["runs"]), about["export"]])
-    cost = "; ".join(
-        f"{family(r['objective']).label}: {r['steps']:,} steps of {r['batch']} passages, "
-        f"{r['seconds'] / 60:,.0f} minutes, seed {r['seed']}"
-        + (f", held-out loss {r['held_out']:.4f} nats a token" if r["held_out"] is not None else "")
-        + _origin_text(r.get("origin"))
-        for r in about["runs"]
-    )
-    text.append(f"## How it was made\n\n```sh\n{made}\n```\n\n{cost}.")
+    commands = "\n".join([*(r["command"] for r in about["runs"]), about["export"]])
+    text.append(f"## How it was made\n\n```sh\n{commands}\n```\n\n{cost_of(about['runs'])}.")
     if rows:
         tables = "\n".join(markdown(view) for view in views(rows))
         reading = READING + LAW_READING * any(row.get("law") for row in rows)
@@ -231,14 +131,6 @@ def write_card(
         "generation, not to be relied on."
     )
     files.write_data(folder / CARD, "\n\n".join(text) + "\n")
-
-
-def _origin_text(origin: Mapping[str, Any] | None) -> str:
-    if origin is None:
-        return ""
-    return (
-        f", on {origin['machine']} in {origin['dtype']}, torch {origin['torch']}, commit `{origin['commit']}`"
-    )
 
 
 READING = (

@@ -350,7 +350,8 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     if not result.finished:
         return 130
     _say(
-        f"done: step {result.step}, held-out loss {result.held_out:.4f} nats a token; the model is in {result.folder}"
+        f"done: step {result.step}, held-out loss {result.held_out:.4f} {trainer.family.unit(trainer.config)}; the "
+        f"model is in {result.folder}"
     )
     return 0
 
@@ -453,7 +454,7 @@ def _evaluate(args: list[str]) -> int:
 def _measure(target: Path, options: EvaluateOptions, command: str, temporary: str) -> int:
     from rich.console import Console
 
-    from flowlm.card import ABOUT, write_card
+    from flowlm.card import write_card
     from flowlm.evaluation.report import table_text, views, write_json
     from flowlm.evaluation.runs import (
         check_report,
@@ -465,6 +466,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     )
     from flowlm.evaluation.scorers import open_scorer
     from flowlm.model import PACKAGED
+    from flowlm.provenance import ABOUT
 
     if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
         raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
@@ -507,7 +509,9 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     for view in views(rows):
         Console().print(table_text(view))
     if options.report:
-        write_report(Path(options.report), target, rows, command, samples_folder=samples)
+        write_report(
+            Path(options.report), target, rows, command, samples_folder=samples, device=options.device
+        )
         _say(f"report in {options.report}")
     if options.card:
         write_card(target, rows, command, shown_samples(rows, samples))

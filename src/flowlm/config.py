@@ -230,6 +230,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """What of a run's configuration its result depends on: not where things lie, nor on what it is computed."""
+    values = to_dict(config)
+    for path in ("teacher", "init", "recipe"):
+        del values[path]
+    del values["train"]["device"], values["data"]["path"]
+    return values
+
+
 def recipe_path(name: str | Path) -> Path:
     """The file of a recipe: a path, or the bare name of one that comes with the package ("grammar")."""
     path = Path(name)

@@ -167,6 +167,10 @@ class Family:
         """What is minimised."""
         raise NotImplementedError
 
+    def unit(self, run: RunConfig) -> str:
+        """Of held-out losses."""
+        return "nats a token"
+
     def calls(self, steps: int, length: int) -> int:
         """Network calls that `steps` asked for are."""
         return steps
@@ -175,8 +179,8 @@ class Family:
         """The passages asked for, by options of `check_options`."""
         raise NotImplementedError
 
-    def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
-        """Whether an option of the sweep changes what is written in so many steps, beside the other options."""
+    def matters(self, option: str, config: DenoiserConfig, steps: int, options: Mapping[str, Any]) -> bool:
+        """Whether an option of the sweep changes what a network writes in so many steps, beside the other options."""
         return True
 
     def check_options(self, options: Mapping[str, Any]) -> dict[str, Any]:

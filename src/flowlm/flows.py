@@ -72,7 +72,13 @@ class FLM(Family):
         assert clock is not None
         return FlowObjective(clock, run.flow)
 
-    def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
+    def unit(self, run: RunConfig) -> str:
+        squared = self.name == "flow" and run.flow.loss == "squared-error"
+        return "of squared error a token" if squared else super().unit(run)
+
+    def matters(self, option: str, config: DenoiserConfig, steps: int, options: Mapping[str, Any]) -> bool:
+        if config.output == "linear" and option in ("temperature", "last"):
+            return False  # it has no probabilities
         # One step mixes nothing and re-noises nothing: the likeliest tokens are those of any temperature.
         if option == "temperature":
             return steps > 1 or options["last"] == "categorical"

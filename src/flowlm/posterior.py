@@ -226,16 +226,24 @@ class Regression(Posterior):
         self._only(rule == "argmax", f"last = {rule!r}", "last = 'argmax'")
         return super().tokens()
 
+    def log_probs(self) -> Tensor:
+        raise self._none("a log-probability", "its tokens, or model.output = 'softmax'")
+
+    def log_probs_at(self, rows: slice) -> Tensor:
+        raise self._none("a log-probability", "its tokens, or model.output = 'softmax'")
+
     def cross_entropy(self, target: Tensor | Target) -> Tensor:
-        self._only(False, "flow.loss = 'cross-entropy'", "flow.loss = 'squared-error'")
-        raise AssertionError
+        raise self._none("flow.loss = 'cross-entropy'", "flow.loss = 'squared-error'")
+
+    def _only(self, right: bool, asked: str, fix: str) -> None:
+        if not right:
+            raise self._none(asked, fix)
 
     @staticmethod
-    def _only(right: bool, asked: str, fix: str) -> None:
-        if not right:
-            raise ValueError(
-                f"{asked} is for probabilities, and a network with model.output = 'linear' gives none: use {fix}"
-            )
+    def _none(asked: str, fix: str) -> ValueError:
+        return ValueError(
+            f"{asked} is of probabilities, and a network with model.output = 'linear' gives none: use {fix}"
+        )
 
 
 class Mixture:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowlm.denoiser import DenoiserConfig
 from flowlm.evaluation import runs
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.frontier import best, crossing, settings
@@ -89,15 +90,17 @@ def test_what_a_family_sweeps_are_options_of_its_sampler(name: str) -> None:
 def test_a_knob_that_turns_nothing_is_left_alone() -> None:
     flow, ar = family("flow"), family("ar")
     plain = dict(flow.options)
-    assert set(runs._curves(flow, 1, plain)) == {"prior_scale", "last"}
-    assert set(runs._curves(flow, 1, plain | {"last": "categorical"})) == {
+    assert set(runs._curves(flow, DenoiserConfig(), 1, plain)) == {"prior_scale", "last"}
+    assert set(runs._curves(flow, DenoiserConfig(), 1, plain | {"last": "categorical"})) == {
         "temperature",
         "prior_scale",
         "last",
     }
-    assert set(runs._curves(flow, 2, plain)) == set(flow.sweep)
-    assert set(runs._curves(ar, 8, dict(ar.options))) == {"temperature", "top_p"}
-    assert runs._curves(ar, 8, dict(ar.options) | {"last": "argmax"}) == {}
+    assert set(runs._curves(flow, DenoiserConfig(), 2, plain)) == set(flow.sweep)
+    assert set(runs._curves(ar, DenoiserConfig(), 8, dict(ar.options))) == {"temperature", "top_p"}
+    assert runs._curves(ar, DenoiserConfig(), 8, dict(ar.options) | {"last": "argmax"}) == {}
+    # a regression has no probabilities to sharpen or to draw from
+    assert set(runs._curves(flow, DenoiserConfig(output="linear"), 2, plain)) == {"prior_scale", "gamma"}
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import torch
+
 from flowlm.evaluation.runs import evaluate_run, held_out_curve, write_report
 from helpers import flm
 
@@ -24,6 +26,11 @@ def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
         ("held-out", 0),
         ("5-gram", 0),
     ]
+    (made,) = report["runs"]
+    assert made["steps"] == 30
+    assert made["command"] in (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+    assert (report["torch"], made["config"]["train"]["batch"]) == (torch.__version__, 8)
+    assert "CPU cores" in report["machine"]
     assert report["held_out"] == [list(pair) for pair in held_out_curve(run)] != []
     assert {k: len(texts) for k, texts in report["samples"].items()} == {"1": 4, "2": 4}
     text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")

@@ -84,12 +84,15 @@ def test_squared_errors_of_tokens(kind: type[Posterior]) -> None:
 
 def test_a_regression_is_no_distribution() -> None:
     found, _ = posterior(Regression)
-    with pytest.raises(ValueError, match=r"temperature = 0\.5 is for probabilities.*use temperature = 1"):
+    with pytest.raises(ValueError, match=r"temperature = 0\.5 is of probabilities.*use temperature = 1"):
         found.embed(0.5)
-    with pytest.raises(ValueError, match="last = 'categorical' is for probabilities"):
+    with pytest.raises(ValueError, match="last = 'categorical' is of probabilities"):
         found.tokens("categorical", torch.rand(2, L))
     with pytest.raises(ValueError, match=r"use flow\.loss = 'squared-error'"):
         found.cross_entropy(torch.zeros(2, L, dtype=torch.long))
+    for ask in (found.log_probs, lambda: found.log_probs_at(slice(0, 2))):
+        with pytest.raises(ValueError, match="a log-probability is of probabilities"):
+            ask()
 
 
 @pytest.mark.parametrize("output", ["softmax", "linear"])

@@ -18,7 +18,6 @@ from flowlm.config import (
     nested,
     read_toml,
     recipe_path,
-    to_dict,
 )
 from flowlm.families import family
 
@@ -239,12 +238,3 @@ def _entry(name: str, values: dict[str, Any], shared: dict[str, Any], over: dict
 def identity(values: Mapping[str, Any] | Sequence[Any]) -> str:
     """A hash of settings, twelve digits."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def resolved(config: RunConfig) -> dict[str, Any]:
-    """What of a run's configuration its result depends on: not where things lie, nor on what it is computed."""
-    values = to_dict(config)
-    for path in ("teacher", "init", "recipe"):
-        del values[path]
-    del values["train"]["device"], values["data"]["path"]
-    return values

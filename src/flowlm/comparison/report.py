@@ -300,8 +300,9 @@ def report(runner: Runner, command: str) -> None:
         f"row; learning rates times "
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP, as each sampler at each number "
-        "of calls, of as many as its recipe lists, and the one knob that is turned towards the entropy of the data. "
-        f"Of a student's budget {100 * compare.share:.0f} % went to its teacher. Text: {sources}."
+        "of calls, of as many as its recipe lists"
+        + ", and the one knob that is turned towards the entropy of the data" * bool(compare.frontier)
+        + f". Of a student's budget {100 * compare.share:.0f} % went to its teacher. Text: {sources}."
     )
     shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
     lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from flowlm import files
-from flowlm.comparison.recipe import Comparison, Entry, identity, resolved
-from flowlm.config import RunConfig, from_dict
+from flowlm.comparison.recipe import Comparison, Entry, identity
+from flowlm.config import RunConfig, from_dict, resolved
 from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.device import resolve_device, resolve_dtype
@@ -361,7 +361,8 @@ class Runner:
     def _fault(self, job: Job, folder: Path, part: Part | None) -> float:
         """What the choice of rates makes small: the held-out loss, or of a student what its passages lack."""
         if family(job.config.objective).held_out_ranks:
-            return held_out_curve(folder)[-1][1]
+            losses = [loss for _, loss in held_out_curve(folder)]
+            return min(losses) if job.config.train.choose == "best" else losses[-1]
         rows = self._rows(job, folder, self.comparison.config.search_steps, job.entry.samplers[0], part)
         return sum(self._lack(job.entry, row) for row in rows) / len(rows)
 
@@ -422,18 +423,16 @@ class Runner:
         compare, entry = self.comparison.config, job.entry
         turned = {self.calls(entry, k) for k in compare.frontier}
         count = len(entry.samplers) + len(turned)
-        found: dict[int, list[float]] = {k: [] for k in calls}
-        for i, sampler in enumerate(entry.samplers):
-            own = part.share(i, count) if part else None
-            for row in self._rows(job, folder, compare.steps, sampler, own):
-                found[row["nfe"]].append(self._lack(entry, row))
-        out: dict[str, dict[str, Any]] = {
-            str(k): {
-                "sampler": lacks.index(min(lacks)),
-                "by": [x if math.isfinite(x) else None for x in lacks],
-            }
-            for k, lacks in found.items()
-        }
+        out: dict[str, dict[str, Any]] = {str(k): {"sampler": 0} for k in calls}
+        if len(entry.samplers) > 1:
+            found: dict[int, list[float]] = {k: [] for k in calls}
+            for i, sampler in enumerate(entry.samplers):
+                own = part.share(i, count) if part else None
+                for row in self._rows(job, folder, compare.steps, sampler, own):
+                    found[row["nfe"]].append(self._lack(entry, row))
+            for k, lacks in found.items():
+                by = [x if math.isfinite(x) else None for x in lacks]
+                out[str(k)] = {"sampler": lacks.index(min(lacks)), "by": by}
         for number, k in enumerate(k for k in calls if k in turned):
             own = part.share(len(entry.samplers) + number, count) if part else None
             sampler = entry.samplers[out[str(k)]["sampler"]]

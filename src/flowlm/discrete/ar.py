@@ -22,6 +22,7 @@ from flowlm.samplers import Sample, Step
 if TYPE_CHECKING:
     from flowlm.clock import Clock
     from flowlm.config import RunConfig
+    from flowlm.denoiser import DenoiserConfig
 
 
 def shifted(tokens: Tensor, begin: int) -> Tensor:
@@ -111,7 +112,7 @@ class AR(Discrete):
         "top_p": (0.7, 0.8, 0.9, 0.95, 1.0),
     }
 
-    def matters(self, option: str, steps: int, options: Mapping[str, Any]) -> bool:
+    def matters(self, option: str, config: DenoiserConfig, steps: int, options: Mapping[str, Any]) -> bool:
         return (
             options["last"] == "categorical"
         )  # the likeliest token is that of any temperature, among any others

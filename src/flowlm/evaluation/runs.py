@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from flowlm import files
 from flowlm.config import read_toml
 from flowlm.data.grammar import Grammar
-from flowlm.device import resolve_dtype
+from flowlm.denoiser import DenoiserConfig
+from flowlm.device import describe, resolve_device, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.frontier import best, settings
 from flowlm.evaluation.judge import TextJudge
@@ -36,6 +38,7 @@ from flowlm.evaluation.scorers import Scorer, distance, feature_texts, score_tex
 from flowlm.families import Family
 from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Part, Progress
+from flowlm.provenance import cost_of, made
 from flowlm.trained_on import corpus_of
 
 FEW = 100
@@ -293,7 +296,9 @@ def evaluate_run(
     steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
     reuse = bool(frontier) if reuse is None else reuse
     turned = {model.family.calls(k, model.length) for k in frontier}
-    curves = {k: _curves(model.family, k, options) if k in turned else {} for k in steps}
+    curves = {
+        k: _curves(model.family, model.denoiser.config, k, options) if k in turned else {} for k in steps
+    }
     if knobs is not None:
         curves = {k: {knob: v for knob, v in own.items() if knob == knobs[k]} for k, own in curves.items()}
     asked = [(k, options) for k in steps]
@@ -403,12 +408,14 @@ def _write_all(
             before += k * num
 
 
-def _curves(family: Family, steps: int, options: Mapping[str, Any]) -> dict[str, list[Any]]:
+def _curves(
+    family: Family, config: DenoiserConfig, steps: int, options: Mapping[str, Any]
+) -> dict[str, list[Any]]:
     """Where each knob of a family's sweep is set."""
     return {
         knob: settings(options[knob], values)
         for knob, values in family.sweep.items()
-        if family.matters(knob, steps, options)
+        if family.matters(knob, config, steps, options)
     }
 
 
@@ -449,7 +456,7 @@ def of_the_data(held_out: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:
-    """(step, held-out loss in nats a token) of a run, from its metrics.jsonl."""
+    """(step, held-out loss) of a run, from its metrics.jsonl."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
@@ -491,8 +498,10 @@ def write_report(
     command: str,
     shown: int = 10,
     samples_folder: Path | None = None,
+    device: str = "auto",
 ) -> None:
-    """A folder that says how good a run is: report.json and README.md, with samples at each step count.
+    """A folder that says how good a run is and how it was made: report.json and README.md, with samples at each step
+    count.
 
     Args:
         folder: made when missing; its files are replaced.
@@ -501,21 +510,32 @@ def write_report(
         command: what to type to get this again.
         shown: samples per step count.
         samples_folder: of the sample files; `run`/samples when None.
+        device: on which it was measured.
     """
     seed = rows[0]["seed"]
     samples = shown_samples(rows, samples_folder or run / "samples", shown)
-    curve, data = held_out_curve(run), describe_data(run)
+    curve, data, machine = held_out_curve(run), describe_data(run), describe(resolve_device(device))
+    try:
+        runs = made(run)
+    except ValueError as error:
+        runs, how = [], f"How it was made is not known: {error}."
+    else:
+        commands = "\n".join(one["command"] for one in runs)
+        how = f"Made by\n\n```sh\n{commands}\n```\n\n{cost_of(runs)}."
     report = {
         "command": command,
         "commit": current_commit(),
+        "machine": machine,
+        "torch": torch.__version__,
         "seed": seed,
+        "runs": runs,
         "data": data,
         "held_out": curve,
         "rows": list(rows),
         "samples": samples,
     }
     write_json(folder / REPORT, report)
-    text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}."]
+    text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}, on {machine}.", how]
     text += [markdown(view).rstrip() for view in views(rows)]
     if any(row.get("frontier") for row in rows):
         plot_frontier(rows, folder / PICTURE)
@@ -525,7 +545,9 @@ def write_report(
         f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
         f"{data.get('train')} training rows, V = {data.get('vocab_size')}, L = {data.get('length')}."
     )
-    text.append("Held-out loss by step (nats a token): " + ", ".join(f"{a}: {b:.4f}" for a, b in curve) + ".")
+    if curve:
+        unit = runs[-1]["unit"] if runs else "nats a token"
+        text.append(f"Held-out loss by step ({unit}): " + ", ".join(f"{a}: {b:.4f}" for a, b in curve) + ".")
     for k, texts in samples.items():
         text += [f"## {calls_text(k)}", numbered(texts)]
     files.write_data(folder / CARD, "\n\n".join(text) + "\n")

@@ -42,7 +42,7 @@ class InverseWeights:
         if not self._new:
             return
         index = torch.cat([bins for bins, _ in self._new])
-        losses = torch.cat([losses for _, losses in self._new]).double().cpu()
+        losses = torch.cat([losses for _, losses in self._new]).cpu().double()
         self._new = []
         self.total = (MEMORY * self.total).index_add(0, index, losses)
         self.count = (MEMORY * self.count).index_add(0, index, torch.ones_like(losses))

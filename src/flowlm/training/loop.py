@@ -511,8 +511,8 @@ class Trainer:
         )
         by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in held_out.by_kind.items())
         say(
-            f"step {self.step}: held-out loss {loss:.4f} nats a token{f' ({by_kind})' if by_kind else ''}; "
-            f"{cfg.sample_steps} network {plural}:"
+            f"step {self.step}: held-out loss {loss:.4f} {self.family.unit(self.config)}"
+            f"{f' ({by_kind})' if by_kind else ''}; {cfg.sample_steps} network {plural}:"
         )
         for text in texts[:2]:
             say(f"  {text}")
