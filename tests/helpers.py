@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -18,6 +19,9 @@ from torch import Tensor
 from flowlm.cli import main
 from flowlm.config import RunConfig, from_dict, merge, nested
 from flowlm.training.loop import Trainer
+
+#: Real texts and tokenizer files, which the project does not bring; tests that read them are skipped without.
+REAL = Path(os.environ.get("FLOWLM_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="flowlm-tests-")  # removed when the tests end
 

@@ -49,6 +49,12 @@ class Case:
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
         return path
 
+    def named(self, name: str, data: str) -> Path:
+        """A file."""
+        path = self.folder / name
+        path.write_text(data)
+        return path
+
     def distillation(self, teacher: Path | str, **sections: Any) -> Path:
         """A distillation's recipe."""
         path = self.folder / "map.toml"
@@ -82,6 +88,28 @@ def _train(make: Callable[[Case], Path], *more: str) -> Args:
 def _on(data: str | bytes, **over: Any) -> Args:
     """Training on a text."""
     return _train(lambda case: case.recipe(data__path=str(case.text(data)), **over))
+
+
+def _on_file(name: str, data: str) -> Args:
+    """Training on a text in a file of its own kind."""
+    return _train(lambda case: case.recipe(data__path=str(case.named(name, data))))
+
+
+def _endless() -> str:
+    """A tokenizer.json without a token for the end of a text."""
+    import tokenizers
+
+    model = tokenizers.models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]")
+    return str(tokenizers.Tokenizer(model).to_str())
+
+
+def _cut_rows(case: Case) -> Path:
+    """Prepared rows of which the half is missing."""
+    folder = case.folder / "rows"
+    assert command("prepare", case.recipe(), "--out", folder) == 0
+    rows = max(folder.iterdir(), key=lambda path: path.stat().st_size if path.suffix != ".json" else 0)
+    os.truncate(rows, rows.stat().st_size // 2)
+    return folder
 
 
 def _with(*more: str) -> Args:
@@ -231,6 +259,26 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     "one token": (_on("word"), ("is a single line", "break the text into lines")),
     "one token again and again": (_on("word\n" * 20), ("all 20 passages are the same",)),
     "V = 1": (_on("word word\nword\n"), ("a model has nothing to choose", "at least two different")),
+    "unknown field": (
+        _on_file("t.jsonl", '{"body": "a b"}\n'),
+        ("line 1 has no field 'text'", "body"),
+    ),
+    "unknown column": (
+        _on_file("t.csv", "body,n\na b,1\n"),
+        ("has no column 'text'", "body"),
+    ),
+    "corrupt archive": (
+        _on_file("t.txt.gz", "no gzip"),
+        ("t.txt.gz",),
+    ),
+    "tokens without an end": (
+        _train(lambda case: case.recipe(data__tokenizer=str(case.named("tokenizer.json", _endless())))),
+        ("end",),
+    ),
+    "prepared rows cut short": (
+        _train(lambda case: case.recipe(data__path=str(_cut_rows(case)))),
+        ("cut short",),
+    ),
     "not UTF-8": (
         _on(b"good line\nbad \xff line\n"),
         ("is not UTF-8: byte 0xff at offset 14, line 2", "iconv"),
@@ -407,7 +455,7 @@ def test_bad_input(
     after = content(tmp_path)
     assert {path: after[path] for path in before if path in after} == before
     assert not [path for path in after if path.endswith(".tmp")]
-    assert not list(tmp_path.rglob("*.safetensors")) or (tmp_path / "run").exists()
+    assert not [path for path in after.keys() - before.keys() if path.endswith(".safetensors")]
 
 
 # ---------------------------------------------------------------------------- what is said, and then goes on

@@ -27,6 +27,12 @@ def run(name: str | Path, tmp_path: Path, *args: str) -> str:
     return done.stdout
 
 
+def test_each_has_a_test() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    files = [path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")]
+    assert [name for name in files if f'"{name}"' not in text] == []
+
+
 def test_clock(tmp_path: Path) -> None:
     out = run("clock.py", tmp_path, str(tmp_path / "plots"))
     rows = {line.split()[0]: [float(x) for x in line.split()[1:]] for line in out.splitlines()[3:8]}

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from flowlm.data.corpora import Corpus, DataConfig, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.data.tokens import Tokenizer
+from helpers import REAL
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 LINES = [
     f"the {a} {b} saw {c}." for a in ("big", "old", "sad") for b in ("cat", "dog") for c in ("a", "me", "us")
 ]
@@ -288,7 +288,7 @@ def test_fewer_pieces_than_asked_is_said(tmp_path: Path) -> None:
 
 
 def test_real_text(tmp_path: Path) -> None:
-    path = DATA / "tinystories.txt"
+    path = REAL / "tinystories.txt"
     if not path.exists():
         pytest.skip(f"{path.name} is not here: real text is used where it lies beside the project")
     config = _text(str(path), unit="paragraph", tokenizer="bpe", vocab_size=2048, rows="split")

@@ -105,6 +105,14 @@ def test_module_sentences(tmp_path: Path) -> None:
     assert docs.module_sentences(path) == []
 
 
+@pytest.mark.slow
+def test_there_are_some_fifty_thousand_sentences() -> None:
+    """Of the installation that the tests run in, by every twentieth of its files."""
+    files = docs.sources()[::20]
+    assert len(files) > 100
+    assert 20 * len({sentence for _, path in files for sentence in docs.module_sentences(path)}) > 40_000
+
+
 def test_the_library_of_this_python() -> None:
     found = docs.module_sentences(Path(sysconfig.get_paths()["stdlib"]) / "textwrap.py")
     assert len(found) > 10

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +15,9 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Model
 
 from flowlm.data.tokens import EOS, PAD, Tokenizer
+from helpers import REAL
 from references import Gpt2, bert_words, byte_signs, gpt2_words, wordpiece
 
-DATA = Path(os.environ.get("FLOWLM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TEXTS = ("news.txt", "wiki.valid.raw", "tinystories.txt")
 LINES = 1500  # of each text
 
@@ -137,7 +136,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
 
 
 def _real(name: str) -> Path:
-    path = DATA / name
+    path = REAL / name
     if not path.exists():
         pytest.skip(f"{name} is not here: real files are used where they lie beside the project")
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -20,8 +19,7 @@ from tokenizers import models, pre_tokenizers
 
 from flowlm.data.grammar import Grammar, tokenize
 from flowlm.data.tokens import EOS, PAD, UNK, Tokenizer
-
-DATA = Path(os.environ.get("FLOWLM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
+from helpers import REAL
 
 STORY = (
     "Anna's well-known dog (Rex) ran 1,600.5 miles -- \"far!\" said Tom; 'no,' she said. "
@@ -57,7 +55,7 @@ SIGNED = Tokenizer.train_words((), vocab=SIGNS)
 
 @pytest.fixture(scope="module")
 def stories() -> str:
-    path = DATA / "tinystories.txt"
+    path = REAL / "tinystories.txt"
     if not path.exists():
         pytest.skip(f"{path.name} is not here: real text is used where it lies beside the project")
     return path.read_text(encoding="utf-8")

@@ -6,20 +6,19 @@ The references of `tests/references.py` are written from descriptions; these are
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flowlm.data.tokens import Tokenizer
+from helpers import REAL
 from references import byte_signs
 
 transformers = pytest.importorskip(
     "transformers", reason="transformers is not installed: it comes with .[dev]"
 )
 
-DATA = Path(os.environ.get("FLOWLM_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 TEXTS = ("news.txt", "wiki.valid.raw", "tinystories.txt")
 LINES = 1000  # of each text
 
@@ -39,7 +38,7 @@ ODD = [
 
 
 def _real(name: str) -> Path:
-    path = DATA / name
+    path = REAL / name
     if not path.exists():
         pytest.skip(f"{name} is not here: real files are used where they lie beside the project")
     return path

@@ -1,7 +1,7 @@
 """Making prepared text: look at every document, to split and to count; then tokenise.
 
-Memory is bounded by the longest document, but for the words that a tokenizer of words counts. Work lies in a folder
-beside the final one until it is whole; what a kill leaves there is taken up again, to the same bytes.
+Memory is bounded by the longest document and the number of different words, which tokenizers count. Work lies in a
+folder beside the final one until it is whole; what a kill leaves there is taken up again, to the same bytes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Which documents are held out, and how many passages are copies: by hashes, in memory that does not grow with them.
+"""Which documents are held out, and how many passages are copies: by hashes.
 
-Every passage has a hash of 8 bytes. Hashes of all passages lie in a file, in the order of the text.
+Every passage has a hash of 8 bytes. Hashes of all passages lie in a file, in the order of the text, of which at most
+some `_SORTED` are in memory at once, and those of held-out passages.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 __all__ = ["Smallest", "count_across", "count_distinct", "digest", "is_held"]
 
 _BLOCK = 1 << 18  # numbers
+_SORTED = 1 << 22
 
 
 def digest(text: str) -> bytes:
@@ -65,10 +67,11 @@ class Smallest:
 
 
 def count_distinct(path: Path) -> int:
-    """Distinct 8-byte hashes in a file, by sixteenths of their range."""
+    """Distinct 8-byte hashes in a file, by as many equal parts of their range as keep a part small."""
+    bits = max(1, (path.stat().st_size // 8 // _SORTED).bit_length())
     total = 0
-    for part in range(16):
-        own = [block[block >> np.uint64(60) == part] for block in _blocks(path, np.uint64)]
+    for part in range(1 << bits):
+        own = [block[block >> np.uint64(64 - bits) == part] for block in _blocks(path, np.uint64)]
         total += len(np.unique(np.concatenate(own))) if own else 0
     return total
 
