@@ -80,6 +80,8 @@ class Workplace:
         config = DenoiserConfig(vocab_size=case.vocab, length=case.length, backbone=shape)
         self.case, options = case, ARMS[arm]
         self.model = Denoiser(config)
+        # Logits of the order of one, as in `generation`: of flat ones every target is flat.
+        torch.nn.init.normal_(self.model.get_parameter("head.weight"), std=case.width**-0.5)
         self.objective: FlowObjective | FlowMapObjective = FlowObjective(self.model.clock)
         if options is not None:
             teacher = self.model.eval().requires_grad_(False)

@@ -265,7 +265,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "unknown column": (
         _on_file("t.csv", "body,n\na b,1\n"),
-        ("has no column 'text'", "body"),
+        ("t.csv has no field 'text': set data.field to one of 'body', 'n'",),
     ),
     "corrupt archive": (
         _on_file("t.txt.gz", "no gzip"),

@@ -20,6 +20,7 @@ import pytest
 
 from flowlm import runs
 from flowlm.cli import main
+from flowlm.config import recipe_path
 from flowlm.data.grammar import Grammar
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,6 +138,20 @@ def test_python_blocks_run(
     # of the story that was written: whether it is valid, what it breaks, how likely it is
     valid, likelihood = re.findall(r"^(True|False) \(.*?\) (-?inf|-?[\d.]+)$", printed, re.M)[-1]
     assert (valid == "False") == (likelihood == "-inf")
+
+
+def test_results_were_made_by_the_commands_beside_them() -> None:
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    made = re.findall(r"^ +(flowlm (train|distill|evaluate) (\S+) .*)$", text, re.M)
+    assert len(made) >= 16
+    for line, command, what in made:
+        if command == "evaluate":
+            report = json.loads(
+                (ROOT / line.split("--report ")[1] / "report.json").read_text(encoding="utf-8")
+            )
+            assert report["command"] == line
+        else:
+            assert recipe_path(what).exists()
 
 
 def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ are recomputed there.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
@@ -93,7 +94,7 @@ class Posterior:
 
     def __getitem__(self, rows: slice) -> Posterior:
         """The posterior of some rows of the batch."""
-        return type(self)(self.hidden[rows], self.head, self.embedding)
+        return self._of(self.hidden[rows])
 
     def at(self, chosen: Tensor) -> Posterior:
         """The posterior of the n chosen positions, of shape (n,).
@@ -101,7 +102,13 @@ class Posterior:
         Args:
             chosen: (B, L), bool.
         """
-        return type(self)(self.hidden[chosen], self.head, self.embedding)
+        return self._of(self.hidden[chosen])
+
+    def _of(self, hidden: Tensor) -> Posterior:
+        """The posterior of other hidden states."""
+        out = copy.copy(self)
+        out.hidden = hidden
+        return out
 
     def _slices(self) -> Iterator[slice]:
         n = self.hidden[..., 0].numel()

@@ -89,8 +89,8 @@ def flops(objective: FlowMapObjective, teacher: Denoiser) -> int:
 #: And what is reached: KL to the exact δ_{s,t}, one-step total variation; twice the semigroup's bounds. The endpoint's
 #: loss is not least at the flow map of a law that leaves a choice, and stays away from it.
 IDENTITIES: dict[str, tuple[dict[str, Any], float, float]] = {
-    "lsd": ({"psd_first": 0.5}, 0.04, 0.1),
-    "lsd-logit": ({"psd_first": 0.5}, 0.04, 0.1),
+    "lsd": ({"psd_first": 0.75}, 0.04, 0.1),
+    "lsd-logit": ({"psd_first": 0.75}, 0.04, 0.1),
     "esd": ({}, 0.04, 0.1),
     "esd-logit": ({}, 0.04, 0.1),
     "cfm": ({}, 0.4, 0.2),
