@@ -31,8 +31,8 @@ from flowlm.cli import main
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-text, small, out = sys.argv[1:]
-common = "--data.corpus text --data.tokenizer words --data.rows split --data.held-out 4 --model.length 64"
+text, small, out, tokens = sys.argv[1:]
+common = f"--data.corpus text {tokens} --data.rows split --data.held-out 4 --model.length 64"
 for path, folder in ((small, out + "-first"), (text, out)):  # the first loads all that is loaded once
     before = peak()
     command = ["prepare", *common.split(), "--data.path", path, "--out", folder]
@@ -41,13 +41,20 @@ print(json.dumps(peak() - before), file=open(out + ".json", "w"))
 """
 
 
-def prepare(text: Path, folder: Path) -> tuple[int, dict[str, int]]:
+TOKENIZERS = {
+    "words": "--data.tokenizer words",
+    "pieces": "--data.tokenizer bpe --data.vocab-size 512",
+}
+each_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS)
+
+
+def prepare(text: Path, folder: Path, tokenizer: str) -> tuple[int, dict[str, int]]:
     """Bytes that preparing this text adds to the peak of a process which has prepared a small one; its meta.json."""
     small = folder / "small.txt"
     small.write_text("\n".join(f"{a} {b}" for a, b in itertools.pairwise(WORDS)), encoding="utf-8")
     out = folder / f"rows-{text.stem}"
     done = subprocess.run(
-        [sys.executable, "-c", BETWEEN, "-c", PREPARE, str(text), str(small), str(out)],
+        [sys.executable, "-c", BETWEEN, "-c", PREPARE, *map(str, (text, small, out)), TOKENIZERS[tokenizer]],
         capture_output=True,
         text=True,
     )
@@ -55,7 +62,8 @@ def prepare(text: Path, folder: Path) -> tuple[int, dict[str, int]]:
     return json.loads(out.with_suffix(".json").read_text()), json.loads((out / "meta.json").read_text())
 
 
-def test_three_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
+@each_tokenizer
+def test_three_times_the_text_takes_no_more_memory(tokenizer: str, tmp_path: Path) -> None:
     draw = random.Random(0)
     lines = [" ".join(draw.choices(WORDS, k=12)) + "\n" for _ in range(5000)]
     added = {}
@@ -65,22 +73,24 @@ def test_three_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
             for i in range(megabytes * 1_000_000 // sum(map(len, lines))):
                 # another first word every time: no line is a copy
                 file.writelines(f"{WORDS[i]} {line}" for line in lines)
-        added[megabytes], meta = prepare(path, tmp_path)
+        added[megabytes], meta = prepare(path, tmp_path, tokenizer)
         assert meta["documents"] > megabytes * 8000
     # As text alone the difference is 16 MB, as lists of ids some 100 MB.
     assert added[24] - added[8] < 8_000_000, added
 
 
-def test_a_line_of_100_megabytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tokenizer", "megabytes", "most"), [("words", 100, 2000), ("pieces", 40, 1000)])
+def test_a_line_that_is_a_whole_text(tokenizer: str, megabytes: int, most: int, tmp_path: Path) -> None:
     draw = random.Random(0)
     part = " ".join(draw.choices(WORDS, k=20_000)) + " "
     path = tmp_path / "line.txt"
     with path.open("w", encoding="utf-8") as file:
-        for _ in range(100_000_000 // len(part) + 1):
+        for _ in range(megabytes * 1_000_000 // len(part) + 1):
             file.write(part)
         file.write("\n" + "\n".join(f"{a} {b}" for a, b in zip(WORDS, WORDS[7:])))
-    assert path.stat().st_size > 100_000_000
-    added, meta = prepare(path, tmp_path)
-    assert meta["max_tokens"] == (100_000_000 // len(part) + 1) * 20_000
+    assert path.stat().st_size > megabytes * 1_000_000
+    added, meta = prepare(path, tmp_path, tokenizer)
+    count = (megabytes * 1_000_000 // len(part) + 1) * 20_000
+    assert meta["max_tokens"] == count if tokenizer == "words" else meta["max_tokens"] > count
     assert meta["train"] > meta["max_tokens"] // 64
-    assert added < 2_000_000_000
+    assert added < most * 1_000_000
