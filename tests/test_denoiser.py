@@ -26,6 +26,7 @@ CHOICES: list[dict[str, Any]] = [
     {"input_scaling": True},
     {"local_posterior": False},
     {"prior_rank": 0},
+    {"local_tokens": 7},
     {"head_start": 0.0},
     {"head_start": 0.5},
     {"tied_head": True, "input_scaling": True, "logit_softcap": 3.0},

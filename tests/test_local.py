@@ -17,10 +17,10 @@ def state(seed: int = 0) -> Tensor:
     return torch.randn(B, L, D, generator=torch.Generator().manual_seed(seed))
 
 
-def make(rank: int) -> tuple[LocalPosterior, Tensor]:
+def make(rank: int, told_apart: int = 0) -> tuple[LocalPosterior, Tensor]:
     torch.manual_seed(0)
     embedding = torch.randn(V, D)
-    return LocalPosterior(embedding, L, C, rank), embedding
+    return LocalPosterior(embedding, L, C, rank, told_apart), embedding
 
 
 def bayes(y: Tensor, embedding: Tensor, prior: Tensor) -> Tensor:
@@ -72,3 +72,34 @@ def test_it_gives_the_state_no_gradient() -> None:
     ):
         assert learned.grad is not None
         assert learned.grad.any()
+
+
+def test_the_rest_of_a_vocabulary_is_one() -> None:
+    """Bayes over the tokens that are told apart and a state with none in it, with E' as it starts."""
+    local, e = make(rank=4, told_apart=10)
+    torch.nn.init.normal_(local.prior_tokens)
+    often = torch.tensor([3, 5, 8, 13, 21, 22, 30, 31, 38, 39])
+    passages = torch.cat([often.repeat(5), torch.arange(V)])[None]
+    local.tell_apart(passages, e)
+    assert torch.equal(local.tokens, often)
+    rest = torch.ones(V, dtype=torch.bool)
+    rest[often] = False
+    torch.testing.assert_close(local.embedding.detach(), torch.cat([e[often], e[rest].mean(0, keepdim=True)]))
+    prior = (local.prior_positions @ local.prior_tokens.T).detach().double()
+    y, double = state().double(), e.double()
+    means = torch.cat([double[often], torch.zeros(1, D, dtype=torch.float64)])
+    rows = []
+    for row, s in zip(y, S.double()):
+        law = torch.distributions.MultivariateNormal(s * means, (1 - s) ** 2 * (double.T @ double))
+        rows.append((law.log_prob(row[:, None, :]) + prior).softmax(-1) @ local.embedding.detach().double())
+    got = local(state(), S, torch.randn(B, 1, C), local.weights_of(evidence_weights(e)))
+    torch.testing.assert_close(got.double(), torch.stack(rows), atol=1e-4, rtol=1e-3)
+
+
+def test_as_many_as_there_are_is_all_of_them() -> None:
+    whole, e = make(rank=4)
+    for told_apart in (V, V + 1):
+        other, _ = make(rank=4, told_apart=told_apart)
+        assert other.state_dict().keys() == whole.state_dict().keys()
+        weights = evidence_weights(e)
+        assert other.weights_of(weights) is weights

@@ -70,6 +70,9 @@ class DenoiserConfig:
     """Show the network, beside y, the embedded posterior of each token given its own noisy state alone."""
     prior_rank: int = 64
     """Rank in which the local posterior's prior over tokens depends on the position; 0 for one prior everywhere."""
+    local_tokens: int = 0
+    """Most frequent tokens that the local posterior tells apart, the others being one to it; 0 for all of them. With
+    all of a large vocabulary it costs more than the head."""
     head_start: float = 0.0
     """Of a flow map, filled in from flow_map.head_start."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -108,6 +111,10 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig):
         super().__init__()
         check_size(config)
+        if config.local_tokens < 0:
+            raise ValueError(
+                f"model.local_tokens cannot be negative, got {config.local_tokens}: 0 tells all tokens apart"
+            )
         if config.prior_rank < 0:
             raise ValueError(
                 f"model.prior_rank cannot be negative, got {config.prior_rank}: 0 is one prior everywhere"
@@ -139,7 +146,11 @@ class Denoiser(nn.Module):
         )
         if config.local_posterior:
             self.local = LocalPosterior(
-                self.embedding, config.length, config.backbone.conditioning, config.prior_rank
+                self.embedding,
+                config.length,
+                config.backbone.conditioning,
+                config.prior_rank,
+                config.local_tokens,
             )
         self._holds = False
         self._kept: dict[Callable[[Tensor], Any], Any] = {}
@@ -196,8 +207,7 @@ class Denoiser(nn.Module):
             h = h * (variance * power).rsqrt().to(h.dtype)
         cond = F.silu(cond)
         if self.config.local_posterior:
-            weights = evidence_weights if self.config.state == "one-hot" else isotropic_evidence_weights
-            h = h + self.local(y, _batched(s, y), cond, self._of_embedding(weights))
+            h = h + self.local(y, _batched(s, y), cond, self._of_embedding(self._evidence))
         if torch.is_autocast_enabled(y.device.type):
             # The residual stream follows the compute dtype: otherwise every block casts back and forth.
             dtype = torch.get_autocast_dtype(y.device.type)
@@ -205,6 +215,11 @@ class Denoiser(nn.Module):
         # The final norm may come out in float32; the head, the widest product of all, runs in the compute dtype.
         kind = Posterior if self.config.output == "softmax" else Regression
         return kind(self.backbone(h, cond).to(h.dtype), self.head, self.embedding)
+
+    def _evidence(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """What the local posterior weighs a state with."""
+        make = evidence_weights if self.config.state == "one-hot" else isotropic_evidence_weights
+        return self.local.weights_of(make(embedding))
 
     def head_start(self, y: Tensor, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """The state at u, a share of the clock time from s to t, had it gone there towards the mean alone; and u.

@@ -55,6 +55,10 @@ class FLM(Family):
     def network(self, config: DenoiserConfig) -> Denoiser:
         return Denoiser(config)
 
+    def begin(self, network: Denoiser, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
+        if network.config.local_posterior and start.source is None and start.teacher is None:
+            network.local.tell_apart(tokens(MEAN_ROWS), network.embedding)
+
     def after_step(self, network: Denoiser) -> None:
         network.constrain()
 
@@ -148,6 +152,7 @@ class FMLM(FLM):
         return () if source.two_times else ("end_embedding.", "mean")
 
     def begin(self, network: Denoiser, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
+        super().begin(network, start, run, tokens)
         if network.config.head_start and not (start.source is not None and start.source.two_times):
             network.set_mean(tokens(MEAN_ROWS))
         if start.teacher is not None and run.flow_map.freeze_embedding:

@@ -4,6 +4,9 @@
 
 It is the exact denoiser of a law under which positions are independent. A state is noise for most of its way and its
 embedding blurred; this is sharp, and leaves to the network what only the other positions can tell.
+
+Of a large vocabulary it tells the most frequent tokens apart and takes the others as one, "none of these": a state
+with no token in it, whose likelihood is that of k = none with w = 0. All of them would cost twice what the head does.
 """
 
 from __future__ import annotations
@@ -22,22 +25,54 @@ class LocalPosterior(nn.Module):
 
     Args:
         embedding: E (V, d), where E' starts.
+        told_apart: tokens that it tells apart; 0 for all of them.
         length: L, positions that have a prior.
         conditioning: width of the time conditioning.
         rank: r of the log-priors P Uᵀ + bias, P (L, r), U (V, r); 0 for one prior everywhere. All start flat.
     """
 
-    def __init__(self, embedding: Tensor, length: int, conditioning: int, rank: int):
+    tokens: Tensor
+
+    def __init__(self, embedding: Tensor, length: int, conditioning: int, rank: int, told_apart: int = 0):
         super().__init__()
-        self.embedding = nn.Parameter(embedding.detach().clone())
-        self.bias = nn.Parameter(torch.zeros(len(embedding)))
+        self.partial = 0 < told_apart < len(embedding)
+        if self.partial:
+            self.register_buffer("tokens", torch.arange(told_apart))
+        self.embedding = nn.Parameter(self._rows(embedding))
+        self.bias = nn.Parameter(torch.zeros(len(self.embedding)))
         if rank:
             self.prior_positions = nn.Parameter(torch.randn(length, rank))
-            self.prior_tokens = nn.Parameter(torch.zeros(len(embedding), rank))
+            self.prior_tokens = nn.Parameter(torch.zeros(len(self.embedding), rank))
         self.gain = nn.Linear(conditioning, 1)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
         self.rank = rank
+
+    @torch.no_grad()
+    def _rows(self, embedding: Tensor) -> Tensor:
+        """E' as it starts: rows of E, of the tokens that are told apart, and the mean of the others."""
+        if not self.partial:
+            return embedding.detach().clone()
+        others = torch.ones(len(embedding), dtype=torch.bool, device=embedding.device)
+        others[self.tokens] = False
+        return torch.cat([embedding[self.tokens], embedding[others].mean(0, keepdim=True)])
+
+    @torch.no_grad()
+    def tell_apart(self, passages: Tensor, embedding: Tensor) -> None:
+        """Let it tell the most frequent tokens of passages (N, L) apart, starting from their rows of E."""
+        if self.partial:
+            counts = torch.bincount(passages.flatten(), minlength=len(embedding))
+            # Of equals the first, on every device.
+            order = counts.cpu().sort(descending=True, stable=True).indices
+            self.tokens.copy_(order[: len(self.tokens)].sort().values)
+            self.embedding.copy_(self._rows(embedding))
+
+    def weights_of(self, weights: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the evidence weights of all tokens, those of what it tells apart, and 0 for none of these."""
+        if not self.partial:
+            return weights
+        w, offset = weights
+        return F.pad(w[self.tokens], (0, 0, 0, 1)), F.pad(offset[self.tokens], (0, 1))
 
     def forward(self, y: Tensor, s: Tensor, cond: Tensor, weights: tuple[Tensor, Tensor]) -> Tensor:
         """(B, L, d), a statistic of the state: no gradient passes to y or E.
@@ -49,7 +84,7 @@ class LocalPosterior(nn.Module):
             y: state (B, L, d).
             s: flow times (B,) or (B, L).
             cond: time conditioning (B, 1|L, C).
-            weights: `flowlm.path.evidence_weights` of E.
+            weights: `weights_of` `flowlm.path.evidence_weights` of E.
         """
         device = y.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else y.dtype

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from flowlm import FlowLM
+from flowlm.card import export
 from flowlm.objectives.weighting import BINS, LEAST, InverseWeights
 from flowlm.path import IsotropicNoise, corrupt, evidence_gains, isotropic_evidence_weights
 from flowlm.posterior import Head, Posterior, Regression
@@ -56,6 +57,33 @@ def test_its_evidence_is_the_likelihood(t: float) -> None:
     got = gain * (y @ weight.T) + offset_gain * offset
     want = torch.distributions.Normal(t * embedding, 1 - t).log_prob(y[..., None, :]).sum(-1)
     torch.testing.assert_close(got.log_softmax(-1), want.log_softmax(-1), atol=1e-4, rtol=1e-4)
+
+
+# --- the local posterior of few tokens ------------------------------------------------------------
+
+
+def test_few_tokens_are_told_apart(tmp_path: Path) -> None:
+    """The most frequent ones of the text, the same after a resume, in a student and in an exported model."""
+    run = trained(tmp_path / "flm", settings({"model.local_tokens": 5}))
+    model = FlowLM.from_pretrained(run)
+    kept = model.denoiser.local.tokens
+    often = {model.tokenizer.decode([token]) for token in kept.tolist()}
+    assert {"the", "."} <= often or {"the", "saw"} <= often
+    assert len(kept) == 5
+    assert len(model.denoiser.local.embedding) == 6
+    student = trained(tmp_path / "fmlm", map_settings(run))
+    export(student, tmp_path / "exported", dtype="int8")
+    for folder in (student, tmp_path / "exported"):
+        again = FlowLM.from_pretrained(folder)
+        assert torch.equal(again.denoiser.local.tokens, kept)
+        assert len(again.generate(3, steps=1)) == 3
+    on = begin(tmp_path / "more", settings({"init": str(run), "train.steps": 1}))
+    assert torch.equal(on.model.local.tokens, kept)
+
+
+def test_how_many_are_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"model\.local_tokens cannot be negative, got -1"):
+        make(False, local_tokens=-1)
 
 
 # --- outputs and losses ---------------------------------------------------------------------------

@@ -27,6 +27,7 @@ FLOWS_ALONE = (
     "input_scaling",
     "local_posterior",
     "prior_rank",
+    "local_tokens",
     "head_start",
 )
 SCHEDULE = LogLinear()
