@@ -70,12 +70,19 @@ class DenoiserConfig:
     """Show the network, beside y, the embedded posterior of each token given its own noisy state alone."""
     prior_rank: int = 64
     """Rank in which the local posterior's prior over tokens depends on the position; 0 for one prior everywhere."""
-    local_tokens: int = 0
+    local_tokens: int = 512
     """Most frequent tokens that the local posterior tells apart, the others being one to it; 0 for all of them. With
     all of a large vocabulary it costs more than the head."""
     head_start: float = 0.0
     """Of a flow map, filled in from flow_map.head_start."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+
+
+def as_it_was(values: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a saved config, with those that have become a choice since as they were then."""
+    if not isinstance(values, dict) or values.get("family", "flow") != "flow":
+        return values
+    return {"local_tokens": 0} | values
 
 
 def check_size(config: DenoiserConfig) -> None:

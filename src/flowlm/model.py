@@ -15,7 +15,7 @@ from flowlm import files
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.config import from_dict, to_dict
 from flowlm.data.tokens import Tokenizer
-from flowlm.denoiser import DenoiserConfig
+from flowlm.denoiser import DenoiserConfig, as_it_was
 from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.families import Ask, family_of
 from flowlm.samplers import Step
@@ -244,7 +244,7 @@ def read_model_config(folder: Path) -> DenoiserConfig:
             "it was written by another version, or by another program"
         )
     try:
-        return from_dict(DenoiserConfig, content.get("model", {}), "model.")
+        return from_dict(DenoiserConfig, as_it_was(content.get("model", {})), "model.")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flowlm.card import export
 from flowlm.objectives.weighting import BINS, LEAST, InverseWeights
 from flowlm.path import IsotropicNoise, corrupt, evidence_gains, isotropic_evidence_weights
 from flowlm.posterior import Head, Posterior, Regression
-from flowlm.training.loop import open_run
+from flowlm.training.loop import open_run, read_run_config
 from helpers import begin, map_settings, settings, silent, tensors, trained
 from test_denoiser import D, L, V, make
 
@@ -79,6 +80,20 @@ def test_few_tokens_are_told_apart(tmp_path: Path) -> None:
         assert len(again.generate(3, steps=1)) == 3
     on = begin(tmp_path / "more", settings({"init": str(run), "train.steps": 1}))
     assert torch.equal(on.model.local.tokens, kept)
+
+
+def test_runs_of_before_tell_all_apart(tmp_path: Path) -> None:
+    """A run that was begun when there was no choice goes on, and is loaded, as it was."""
+    run = trained(tmp_path / "flm", settings({"model.local_tokens": 0, "train.save_every": 4}))
+    for path in (run / "config.toml", run / "config.json", *run.glob("checkpoints/*/config.json")):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if "local_tokens" not in line))
+    model = FlowLM.from_pretrained(run)
+    assert (model.denoiser.config.local_tokens, model.denoiser.local.partial) == (0, False)
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    assert open_run(run, say=silent).train().finished
+    assert not FlowLM.from_pretrained(trained(tmp_path / "fmlm", map_settings(run))).denoiser.local.partial
+    assert read_run_config(trained(tmp_path / "ar", settings({"objective": "ar"}))).objective == "ar"
 
 
 def test_how_many_are_told_apart() -> None:

@@ -29,7 +29,7 @@ from flowlm.config import RunConfig, dump_toml, from_dict, merge, nested, read_t
 from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
-from flowlm.denoiser import DenoiserConfig
+from flowlm.denoiser import DenoiserConfig, as_it_was
 from flowlm.device import describe, is_out_of_memory, precision, resolve_device, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.samples import current_commit
@@ -588,7 +588,10 @@ def read_run_config(folder: str | Path) -> RunConfig:
     if not path.exists():
         raise ValueError(f"{folder} holds no config.toml: it is not a run directory")
     try:
-        return from_dict(RunConfig, read_toml(path))
+        values = read_toml(path)
+        if values.get("model", {}).get("vocabulary"):  # a model that was made
+            values["model"] = as_it_was(values["model"])
+        return from_dict(RunConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
