@@ -37,6 +37,12 @@ _TIMES: Columns = {
     "× the first": lambda row: f"{row['ratio']:.2f}",
     "within a turn": lambda row: f"{row['ratio_low']:.2f}–{row['ratio_high']:.2f}",
 }
+_MEMORY: Columns = {
+    "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:,.0f}",
+    "× the first's peak": lambda row: f"{row['peak_ratio']:.2f}",
+    "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
+    "× the first's own": lambda row: f"{row['step_ratio']:.2f}",
+}
 TABLES: dict[str, tuple[str, Columns]] = {
     "state": (
         "One training step (forward, backward, optimizer) with each state. Peak: resident memory of a process that "
@@ -48,10 +54,7 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "state": lambda row: row["arm"],
             **_TIMES,
             "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
-            "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:,.0f}",
-            "× the first's peak": lambda row: f"{row['peak_ratio']:.2f}",
-            "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
-            "× the first's own": lambda row: f"{row['step_ratio']:.2f}",
+            **_MEMORY,
         },
     ),
     "distillation": (
@@ -62,10 +65,7 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "batch × length": lambda row: f"{row['batch']} × {row['length']}",
             "objective": lambda row: row["arm"],
             **_TIMES,
-            "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:,.0f}",
-            "× the first's peak": lambda row: f"{row['peak_ratio']:.2f}",
-            "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
-            "× the first's own": lambda row: f"{row['step_ratio']:.2f}",
+            **_MEMORY,
         },
     ),
     "tokenising": (

@@ -293,10 +293,10 @@ def _distill(args: list[str]) -> int:
 def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     import tyro
 
-    from flowlm.config import RunConfig, default_run_folder, dotted, from_dict, to_dict
+    from flowlm.config import RunConfig, default_run_folder, dotted, from_dict, read_run_config, to_dict
     from flowlm.runs import recipe_values
     from flowlm.training.checkpoint import RunDirectory
-    from flowlm.training.loop import MAY_CHANGE, Trainer, open_run, read_run_config
+    from flowlm.training.loop import MAY_CHANGE, Trainer, open_run
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
     resumed = _peek(args, "--resume")

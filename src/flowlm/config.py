@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowlm.data.corpora import DataConfig
-from flowlm.denoiser import DenoiserConfig
+from flowlm.denoiser import DenoiserConfig, as_it_was
 from flowlm.discrete.di4c import Di4CConfig
 from flowlm.discrete.distil import RoundsConfig
 from flowlm.discrete.duo import DuoConfig
@@ -269,6 +269,24 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a folder: a recipe is a .toml file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
+
+
+def read_run_config(folder: str | Path) -> RunConfig:
+    """config.toml of a run directory.
+
+    Raises:
+        ValueError: no run there, or a damaged one.
+    """
+    path = Path(folder) / "config.toml"
+    if not path.exists():
+        raise ValueError(f"{folder} holds no config.toml: it is not a run directory")
+    try:
+        values = read_toml(path)
+        if values.get("model", {}).get("vocabulary"):  # a model that was made
+            values["model"] = as_it_was(values["model"])
+        return from_dict(RunConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def load_recipe(path: str | Path, base: dict[str, Any] | None = None) -> RunConfig:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flowlm.config import (
-    RunConfig,
     dotted,
-    from_dict,
     load_recipe,
+    read_run_config,
     read_toml,
     recipe_path,
     resolved,
@@ -41,7 +40,7 @@ _FILLED = {
 
 def command_of(run: Path) -> str:
     """What to type to make a run again: its recipe, and all that differs from it."""
-    config = from_dict(RunConfig, read_toml(run / "config.toml"))
+    config = read_run_config(run)
     word = "distill" if config.teacher else "train"
     try:
         recipe = load_recipe(recipe_path(config.recipe)) if config.recipe else None
@@ -76,7 +75,7 @@ def describe_run(run: Path) -> dict[str, Any]:
 
     ValueError: it has no config.toml, or no metrics.
     """
-    config = from_dict(RunConfig, read_toml(run / "config.toml"))
+    config = read_run_config(run)
     path = run / "metrics.jsonl"
     if not path.exists():
         raise ValueError(f"{run} has no metrics.jsonl: it is not a run that was trained here")

@@ -12,10 +12,12 @@ import torch.nn.functional as F
 
 from flowlm import FlowLM
 from flowlm.card import export
+from flowlm.config import read_run_config
 from flowlm.objectives.weighting import BINS, LEAST, InverseWeights
 from flowlm.path import IsotropicNoise, corrupt, evidence_gains, isotropic_evidence_weights
 from flowlm.posterior import Head, Posterior, Regression
-from flowlm.training.loop import open_run, read_run_config
+from flowlm.provenance import describe_run
+from flowlm.training.loop import open_run
 from helpers import begin, map_settings, settings, silent, tensors, trained
 from test_denoiser import D, L, V, make
 
@@ -88,6 +90,7 @@ def test_runs_of_before_tell_all_apart(tmp_path: Path) -> None:
     for path in (run / "config.toml", run / "config.json", *run.glob("checkpoints/*/config.json")):
         lines = path.read_text().splitlines(keepends=True)
         path.write_text("".join(line for line in lines if "local_tokens" not in line))
+    assert describe_run(run)["config"]["model"]["local_tokens"] == 0  # what makes it again is what made it
     model = FlowLM.from_pretrained(run)
     assert (model.denoiser.config.local_tokens, model.denoiser.local.partial) == (0, False)
     shutil.rmtree(max((run / "checkpoints").iterdir()))

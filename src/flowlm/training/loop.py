@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from flowlm import files, rng
 from flowlm.clock import AdaptiveClock, Clock
-from flowlm.config import RunConfig, dump_toml, from_dict, merge, nested, read_toml, to_dict
+from flowlm.config import RunConfig, dump_toml, from_dict, merge, nested, read_run_config, to_dict
 from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
-from flowlm.denoiser import DenoiserConfig, as_it_was
+from flowlm.denoiser import DenoiserConfig
 from flowlm.device import describe, is_out_of_memory, precision, resolve_device, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.samples import current_commit
@@ -576,24 +576,6 @@ WATCHED, COLLAPSED = 16, 0.6
 
 #: What a resume may change: where things lie, and what the result does not depend on (but for dropout).
 MAY_CHANGE = ("train.micro_batch", "data.path", "teacher")
-
-
-def read_run_config(folder: str | Path) -> RunConfig:
-    """config.toml of a run directory.
-
-    Raises:
-        ValueError: no run there, or a damaged one.
-    """
-    path = Path(folder) / "config.toml"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no config.toml: it is not a run directory")
-    try:
-        values = read_toml(path)
-        if values.get("model", {}).get("vocabulary"):  # a model that was made
-            values["model"] = as_it_was(values["model"])
-        return from_dict(RunConfig, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def open_run(
