@@ -11,10 +11,11 @@ from flowlm.device import precision, resolve_device, resolve_dtype
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """A machine without accelerators and without matrix units."""
+    """A machine without accelerators and without instructions for bfloat16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for asked in device.BFLOAT16_UNITS:
+        monkeypatch.setattr(torch.cpu, asked, lambda: False, raising=False)
     return monkeypatch
 
 
@@ -48,11 +49,11 @@ def test_dtypes(bare: pytest.MonkeyPatch) -> None:
     assert resolve_dtype("float32", cuda) == (torch.float32, "asked for")
     assert resolve_dtype("bfloat16", cpu) == (torch.bfloat16, "asked for")
     assert resolve_dtype("auto", cpu) == (torch.float32, "no fast bfloat16 on this cpu device")
-    bare.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert resolve_dtype("auto", cpu) == (
-        torch.bfloat16,
-        "this CPU has AMX units for bfloat16 matrices",
-    )
+    for asked, unit in device.BFLOAT16_UNITS.items():
+        with bare.context() as only:
+            only.setattr(torch.cpu, asked, lambda: True)
+            chosen = resolve_dtype("auto", cpu)
+        assert chosen == (torch.bfloat16, f"this CPU multiplies bfloat16 matrices with its {unit} instructions")
     bare.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert resolve_dtype("auto", cuda) == (torch.bfloat16, "this GPU multiplies bfloat16 matrices")
     bare.setattr(torch.cuda, "is_bf16_supported", lambda: False)

@@ -42,10 +42,15 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+# torch's questions to the CPU (private, so each may be missing), and what a yes means: Intel's matrix units, and the dot
+# products of AVX-512 that Intel's Cooper Lake and AMD's Zen 4 and 5 have.
+BFLOAT16_UNITS = {"_is_amx_tile_supported": "AMX", "_is_avx512_bf16_supported": "AVX-512 BF16"}
+
+
 def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     """The compute dtype named "auto", "bfloat16" or "float32", and the reason for it.
 
-    bfloat16 is chosen where the hardware has matrix units for it: elsewhere its casts cost more than they gain.
+    bfloat16 is chosen where the hardware has instructions for it: elsewhere its casts cost more than they gain.
     """
     if name == "float32":
         return torch.float32, "asked for"
@@ -55,8 +60,10 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         raise ValueError(f"unknown dtype {name!r}: use auto, bfloat16 or float32")
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16, "this GPU multiplies bfloat16 matrices"
-    if device.type == "cpu" and getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
-        return torch.bfloat16, "this CPU has AMX units for bfloat16 matrices"
+    if device.type == "cpu":
+        for asked, unit in BFLOAT16_UNITS.items():
+            if getattr(torch.cpu, asked, lambda: False)():
+                return torch.bfloat16, f"this CPU multiplies bfloat16 matrices with its {unit} instructions"
     return torch.float32, f"no fast bfloat16 on this {device.type} device"
 
 
