@@ -42,8 +42,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-# torch's questions to the CPU (private, so each may be missing), and what a yes means: Intel's matrix units, and the dot
-# products of AVX-512 that Intel's Cooper Lake and AMD's Zen 4 and 5 have.
+# torch's questions to the CPU (private, so each may be missing), and what a yes means: Intel's matrix units, and the
+# dot products of AVX-512 that Intel's Cooper Lake and AMD's Zen 4 and 5 have.
 BFLOAT16_UNITS = {"_is_amx_tile_supported": "AMX", "_is_avx512_bf16_supported": "AVX-512 BF16"}
 
 
