@@ -53,7 +53,10 @@ def test_dtypes(bare: pytest.MonkeyPatch) -> None:
         with bare.context() as only:
             only.setattr(torch.cpu, asked, lambda: True)
             chosen = resolve_dtype("auto", cpu)
-        assert chosen == (torch.bfloat16, f"this CPU multiplies bfloat16 matrices with its {unit} instructions")
+        assert chosen == (
+            torch.bfloat16,
+            f"this CPU multiplies bfloat16 matrices with its {unit} instructions",
+        )
     bare.setattr(torch.cuda, "is_bf16_supported", lambda: True)
     assert resolve_dtype("auto", cuda) == (torch.bfloat16, "this GPU multiplies bfloat16 matrices")
     bare.setattr(torch.cuda, "is_bf16_supported", lambda: False)
