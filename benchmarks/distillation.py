@@ -33,17 +33,17 @@ _PUBLISHED: dict[str, Any] = {
     "boundary_target": "self",
     "target": "student",
 }
-_DIFFERENCES = {"derivative": "difference"}
+_FORWARD_MODE = {"derivative": "jvp"}
 #: Options of each objective beside the published shares; the flow's has none.
 ARMS: dict[str, dict[str, Any] | None] = {
     "FLM": None,
     "PSD": {},
-    "LSD": {"identity": "lsd"},
-    "LSD, differences": {"identity": "lsd"} | _DIFFERENCES,
-    "LSD*, differences": {"identity": "lsd-logit"} | _DIFFERENCES,
-    "ESD": {"identity": "esd"},
-    "ESD, differences": {"identity": "esd"} | _DIFFERENCES,
-    "ESD*, differences": {"identity": "esd-logit"} | _DIFFERENCES,
+    "LSD": {"identity": "lsd"} | _FORWARD_MODE,
+    "LSD, differences": {"identity": "lsd"},
+    "LSD*, differences": {"identity": "lsd-logit"},
+    "ESD": {"identity": "esd"} | _FORWARD_MODE,
+    "ESD, differences": {"identity": "esd"},
+    "ESD*, differences": {"identity": "esd-logit"},
     "CFM": {"identity": "cfm"},
     "PSD, rollouts at the boundary": {"diagonal": 0.25, "boundary": 0.5, "boundary_target": "teacher"},
 }

@@ -112,7 +112,7 @@ def test_every_objective_takes_its_step(load: Any) -> None:
         assert not torch.equal(place.model.head.weight, before)
         if options is not None:
             assert place.objective.identity == options.get("identity", "psd")
-            assert place.objective.config.derivative == options.get("derivative", "jvp")
+            assert place.objective.config.derivative == options.get("derivative", "difference")
     assert {
         options.get("identity", "psd") for options in distillation.ARMS.values() if options is not None
     } == {*IDENTITIES}

@@ -195,12 +195,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "rollout, averaged": {"boundary_target": "teacher", "rollout_steps": 2, "target": "averaged"},
     "embedding trained": {"freeze_embedding": False, "boundary_target": "teacher", "rollout_steps": 3},
     "no teacher": {},
-    "lsd": {"identity": "lsd"},
-    "lsd-logit": {"identity": "lsd-logit", "boundary_target": "teacher", "rollout_steps": 2},
-    "esd": {"identity": "esd", "denoiser": "teacher", "target": "averaged"},
-    "esd-logit": {"identity": "esd-logit"},
-    "esd, squared": {"identity": "esd", "loss": "squared-error"},
-    "esd-logit by differences": {"identity": "esd-logit", "derivative": "difference"},
+    "lsd": {"identity": "lsd", "derivative": "jvp"},
+    "lsd-logit": {
+        "identity": "lsd-logit",
+        "derivative": "jvp",
+        "boundary_target": "teacher",
+        "rollout_steps": 2,
+    },
+    "esd": {"identity": "esd", "derivative": "jvp", "denoiser": "teacher", "target": "averaged"},
+    "esd-logit": {"identity": "esd-logit", "derivative": "jvp"},
+    "esd, squared": {"identity": "esd", "derivative": "jvp", "loss": "squared-error"},
+    "esd-logit by differences": {"identity": "esd-logit"},
 }
 each_setting = pytest.mark.parametrize("setting", SETTINGS)
 each_vocabulary = pytest.mark.parametrize("vocab_size", [V, 20], ids=["low-rank", "dense"])

@@ -101,7 +101,7 @@ IDENTITIES: dict[str, tuple[dict[str, Any], float, float]] = {
 def test_every_identity_learns_at_equal_compute(identity: str, teacher: Denoiser) -> None:
     """As much as 1,200 steps of the published setting take, counted in operations. `pytest -rP` shows the table."""
     more, kl, tv = IDENTITIES[identity]
-    options = PUBLISHED | {"identity": identity, "derivative": "difference"}
+    options = PUBLISHED | {"identity": identity}
     published = flops(FlowMapObjective(FlowMapConfig(**PUBLISHED), CLOCK, teacher), teacher)
     steps = 1200 * published // flops(FlowMapObjective(FlowMapConfig(**options), CLOCK, teacher), teacher)
     objective = FlowMapObjective(FlowMapConfig(**options, **more), CLOCK, teacher, steps=steps)

@@ -127,9 +127,9 @@ class FlowMapConfig:
     denoiser: str = "student"
     """Whose D_t a Lagrangian, Eulerian or endpoint target takes: "student" (the diagonal of the network of target) or
     "teacher"."""
-    derivative: str = "jvp"
-    """Rates of Lagrangian and Eulerian targets: "jvp" (forward-mode differentiation) or "difference" (two network
-    calls more, with any attention and compiled code)."""
+    derivative: str = "difference"
+    """Rates of Lagrangian and Eulerian targets: "difference" (two network calls more, with any attention and compiled
+    code) or "jvp" (forward-mode differentiation; slower)."""
     log_floor: float = 1e-6
     """Least argument of the logarithm in targets of logits; how often it is met is logged as "clamped"."""
     head_start: float = 0.0625
