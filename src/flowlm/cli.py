@@ -1,4 +1,5 @@
-"""The command line: `flowlm prepare | train | distill | generate | evaluate | export | compare | demo | info`.
+"""The command line: `flowlm prepare | train | distill | generate | evaluate | export | convert | compare | demo |
+info`.
 
 Each command's own help is a short lesson in what it does; options are the fields of the configuration.
 """
@@ -25,6 +26,7 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
   flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them
   flowlm export RUN --out FOLDER [--dtype int8]                  a model to hand on, with its card
+  flowlm convert CKPT OUT --tokenizer PATH                       a published checkpoint as a model of this package
   flowlm compare RECIPE.toml [--out FOLDER]                      several families, at equal training compute
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
   flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
@@ -152,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "generate": _generate,
         "evaluate": _evaluate,
         "export": _export,
+        "convert": _convert,
         "compare": _compare,
         "demo": _demo,
         "info": _info,
@@ -563,6 +566,57 @@ def _export(args: list[str]) -> int:
     )
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     _say(f"{folder}: {size / 1e6:.1f} MB; flowlm evaluate {folder} --card adds to its card how good it is")
+    return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Write a published checkpoint of FLM or FMLM (a Lightning file) as a model of this package.
+
+    Of the file, tensors and plain settings are read; nothing that it names is run.
+    """
+
+    tokenizer: str = ""
+    """Of the same vocabulary, a file or its folder: BERT's vocab.txt for LM1B, GPT-2's encoder.json and vocab.bpe for
+    OpenWebText."""
+    hub: str = ""
+    """Repository on the hub to fetch the checkpoint from, name or name@revision; CHECKPOINT is then a file of it."""
+    weights: str = "averaged"
+    """averaged (EMA, which the paper reports) or raw."""
+    length: int = 0
+    """L, tokens in a passage; 0 takes what the file says."""
+    logit_softcap: float = 30.0
+    """c of the soft cap on output logits; 0 for releases before 2026-04, which had none."""
+
+
+def _convert(args: list[str]) -> int:
+    prog = "flowlm convert CHECKPOINT OUT"
+    if args and args[0] in ("-h", "--help"):
+        _options(ConvertOptions, ConvertOptions(), args, prog)
+    checkpoint = _positional(
+        args, "a checkpoint, such as flowlm convert last.ckpt lm1b-fmlm --tokenizer vocab.txt"
+    )
+    folder = Path(_positional(args, "the folder to write, after the checkpoint"))
+    options: ConvertOptions = _options(ConvertOptions, ConvertOptions(), args, prog)
+    if not options.tokenizer:
+        raise ValueError(
+            "give the tokenizer it was trained with: --tokenizer PATH, BERT's vocab.txt for LM1B or the folder of "
+            "GPT-2's encoder.json and vocab.bpe for OpenWebText"
+        )
+    from flowlm.data.tokens import Tokenizer
+    from flowlm.published import convert, download
+
+    tokenizer = Tokenizer.read(options.tokenizer)
+    convert(
+        download(options.hub, checkpoint) if options.hub else Path(checkpoint),
+        folder,
+        tokenizer,
+        weights=options.weights,
+        length=options.length,
+        logit_softcap=options.logit_softcap,
+        say=_say,
+    )
+    _say(f"written to {folder}; write with it: flowlm generate {folder}")
     return 0
 
 
