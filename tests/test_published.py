@@ -17,7 +17,7 @@ from flowlm import FlowLM
 from flowlm.cli import main
 from flowlm.data.tokens import Tokenizer
 from flowlm.inert import Inert, StoredTensor, plain, read_torch_file
-from flowlm.published import convert, download, our_name
+from flowlm.published import convert, our_name
 from helpers import REAL
 
 V, L, D, BLOCKS, HEADS, COND = 97, 12, 64, 2, 4, 32
@@ -209,17 +209,6 @@ def test_the_command_asks_for_what_is_missing(tmp_path: Path, capsys: Any) -> No
     tokenizer().save(tmp_path)
     assert main(["convert", "gone.ckpt", "out", "--tokenizer", str(tmp_path)]) == 1
     assert "gone.ckpt does not exist" in capsys.readouterr().err
-
-
-def test_a_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ValueError, match="give its path without --hub"):
-        download("somebody/flm", "last.ckpt")
-    with pytest.raises(ValueError, match="check both names"):
-        download("no/repository/of/this/form", "last.ckpt")
 
 
 # --- reading without running ---------------------------------------------------------------------

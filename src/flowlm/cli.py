@@ -31,7 +31,8 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
   flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
 
-Without a RUN, generate, evaluate and info take the small model that comes with the package.
+Without a RUN, generate, evaluate and info take the small model that comes with the package; hf://USER/NAME is one
+on the Hugging Face hub.
 
 An FLM (flow language model) turns Gaussian noise over one-hot tokens into text along a flow, one network call
 a step. An FMLM (flow map language model) is the same network taught to jump along that flow, in one call.
@@ -203,10 +204,11 @@ def _positional(args: list[str], what: str) -> str:
 
 def _run_or_packaged(args: list[str]) -> Path:
     """The run that is named first; the model of the package where none is."""
+    from flowlm.hub import located
     from flowlm.model import PACKAGED
 
     if args and not args[0].startswith("-"):
-        return Path(args.pop(0))
+        return located(args.pop(0))
     if not PACKAGED.is_dir():
         raise ValueError(
             "give a run directory first, such as runs/demo/fmlm: no model comes with this version of the package"
@@ -543,6 +545,10 @@ class ExportOptions:
     """For the card, such as apache-2.0: it is for you to say what the data allow."""
     text: bool = False
     """Put the tokenised text beside the model, so that it can be evaluated where the text is not."""
+    push: str = ""
+    """Repository on the hub, USER/NAME, to put it in as well; log in first with `hf auth login`."""
+    private: bool = False
+    """Make that repository private."""
 
 
 def _export(args: list[str]) -> int:
@@ -566,6 +572,10 @@ def _export(args: list[str]) -> int:
     )
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
     _say(f"{folder}: {size / 1e6:.1f} MB; flowlm evaluate {folder} --card adds to its card how good it is")
+    if options.push:
+        from flowlm.hub import push
+
+        push(folder, options.push, private=options.private, say=_say)
     return 0
 
 
@@ -604,11 +614,12 @@ def _convert(args: list[str]) -> int:
             "GPT-2's encoder.json and vocab.bpe for OpenWebText"
         )
     from flowlm.data.tokens import Tokenizer
-    from flowlm.published import convert, download
+    from flowlm.hub import fetch_file
+    from flowlm.published import convert
 
     tokenizer = Tokenizer.read(options.tokenizer)
     convert(
-        download(options.hub, checkpoint) if options.hub else Path(checkpoint),
+        fetch_file(options.hub, checkpoint) if options.hub else Path(checkpoint),
         folder,
         tokenizer,
         weights=options.weights,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig, as_it_was
 from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.families import Ask, family_of
+from flowlm.hub import located, push
 from flowlm.samplers import Step
 from flowlm.weights import load_weights, stored_as, write_weights
 
@@ -90,7 +92,8 @@ class FlowLM:
         """Load a run directory or a saved model.
 
         Args:
-            folder: with config.json, tokenizer.json and weights; None for the model that comes with the package.
+            folder: with config.json, tokenizer.json and weights; hf://USER/NAME[@REVISION] for one on the Hugging
+                Face hub; None for the model that comes with the package.
             weights: "ema" (averaged), "model" (as trained), or "auto" (averaged where there are any).
             device: "auto", "cpu", "cuda" or "mps".
 
@@ -98,7 +101,7 @@ class FlowLM:
             ValueError: no model there, a half-written or foreign folder, weights that do not fit (every missing
                 and unexpected key is listed), a tokenizer of another vocabulary.
         """
-        folder = PACKAGED if folder is None else Path(folder)
+        folder = PACKAGED if folder is None else located(folder)
         config = read_model_config(folder)
         if weights not in ("auto", "ema", "model"):
             raise ValueError(f"weights = {weights!r}: use 'auto', 'ema' or 'model'")
@@ -140,6 +143,24 @@ class FlowLM:
             (folder / DATA).unlink(missing_ok=True)
         # The config last: a folder without it is known to be half-written.
         write_model_config(folder, self.denoiser.config)
+
+    def push_to_hub(self, name: str, *, dtype: str = "float32", private: bool = False) -> str:
+        """Put the model on the Hugging Face hub; `flowlm export RUN --push NAME` puts a card beside it.
+
+        Args:
+            name: USER/NAME; made when missing.
+            dtype: of the stored weights, as in `save_pretrained`.
+            private: of a repository that is made.
+
+        Returns:
+            The address of what was pushed.
+
+        Raises:
+            ValueError: no leave to write, or no way to the hub.
+        """
+        with tempfile.TemporaryDirectory(prefix="flowlm-") as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            return push(Path(folder), name, private=private)
 
     def generate_in_parts(
         self,

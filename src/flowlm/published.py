@@ -20,7 +20,7 @@ from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.inert import StoredTensor, plain, read_torch_file
 from flowlm.model import FlowLM
 
-__all__ = ["WEIGHTS", "convert", "download"]
+__all__ = ["WEIGHTS", "convert"]
 
 WEIGHTS = ("averaged", "raw")
 PREFIX = "backbone."
@@ -107,30 +107,6 @@ def convert(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     return FlowLM.from_pretrained(folder)
-
-
-def download(repository: str, name: str) -> Path:
-    """A file of a repository on the hub, name@revision for another than the newest, where it lies on this machine.
-
-    Raises:
-        ValueError: there is no such file, or no way to the hub.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    repo, _, revision = repository.partition("@")
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision or None))
-    except LocalEntryNotFoundError:
-        raise ValueError(
-            f"the hub cannot be reached, and {name} of {repo} is not in its cache here: fetch the file elsewhere, and "
-            "give its path without --hub"
-        ) from None
-    except (HfHubHTTPError, HFValidationError) as error:
-        raise ValueError(
-            f"{name} of {repository} cannot be had from the hub ({str(error).splitlines()[0]}): check both names, or "
-            "give the path of a file without --hub"
-        ) from None
 
 
 def _state(content: Any) -> tuple[dict[str, StoredTensor], set[str]]:

@@ -1,0 +1,96 @@
+"""Models by name on the Hugging Face hub: hf://USER/NAME, with @REVISION for another than the newest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["SCHEME", "fetch_file", "located", "push"]
+
+SCHEME = "hf://"
+_FILES = ["*.json", "*.safetensors", "*.toml", "README.md"]
+"""What a model of this package consists of; nothing else of a repository is fetched."""
+
+
+def located(name: str | Path) -> Path:
+    """The folder of a model: the path itself; of hf://USER/NAME its files, fetched into the hub's cache here.
+
+    Raises:
+        ValueError: there is no such repository, or no way to the hub.
+    """
+    if not str(name).startswith(SCHEME):
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    repo, revision = _parts(str(name))
+    with _reaching(f"{SCHEME}{repo}", "give the folder of a model that is on this machine"):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
+
+
+def fetch_file(repository: str, name: str) -> Path:
+    """A file of a repository, NAME or NAME@REVISION, where it lies on this machine.
+
+    Raises:
+        ValueError: there is no such file, or no way to the hub.
+    """
+    from huggingface_hub import hf_hub_download
+
+    repo, revision = _parts(repository)
+    with _reaching(f"{name} of {repo}", "give the path of the file without --hub"):
+        return Path(hf_hub_download(repo, name, revision=revision))
+
+
+def push(folder: Path, name: str, *, private: bool = False, say: Callable[[str], None] | None = None) -> str:
+    """Put a model's folder on the hub, where `huggingface_hub` is logged in; the repository is made when missing.
+
+    Args:
+        folder: as `FlowLM.save_pretrained` or `flowlm export` wrote it.
+        name: hf://USER/NAME or USER/NAME.
+        private: of a repository that is made.
+        say: where plain messages go.
+
+    Returns:
+        The address of what was pushed.
+
+    Raises:
+        ValueError: no model there, no leave to write, no way to the hub.
+    """
+    from huggingface_hub import HfApi
+
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds no config.json: push what flowlm export or save_pretrained wrote")
+    repo, revision = _parts(name)
+    with _reaching(f"{SCHEME}{repo}", "log in with `hf auth login`, and check the name"):
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        address = str(
+            api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, allow_patterns=_FILES)
+        )
+    if say is not None:
+        say(f"pushed to {address}")
+    return address
+
+
+def _parts(name: str) -> tuple[str, str | None]:
+    repo, _, revision = name.removeprefix(SCHEME).partition("@")
+    return repo, revision or None
+
+
+@contextmanager
+def _reaching(what: str, else_: str) -> Iterator[None]:
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        LocalTokenNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+        raise ValueError(f"the hub cannot be reached, and {what} is not in its cache here: {else_}") from None
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"the hub refuses {what} ({reason}): check the name; else {else_}") from None

@@ -1,0 +1,115 @@
+"""Models by name on the hub: what is asked of it, and what is said where it cannot be reached."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalTokenNotFoundError
+
+from flowlm import FlowLM
+from flowlm.hub import fetch_file, located, push
+from helpers import command, fmlm, said
+
+
+class Hub:
+    """Stands for the hub: repositories are folders, and only what may be fetched or pushed is."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.asked: list[Any] = []
+
+    def create_repo(self, repo: str, *, private: bool, exist_ok: bool) -> None:
+        self.asked.append((repo, private, exist_ok))
+
+    def upload_folder(
+        self, *, repo_id: str, folder_path: Path, revision: str | None, allow_patterns: list[str]
+    ) -> str:
+        target = self.folder / repo_id
+        target.mkdir(parents=True, exist_ok=True)
+        for pattern in allow_patterns:
+            for path in Path(folder_path).glob(pattern):
+                shutil.copy(path, target)
+        return f"https://hub/{repo_id}"
+
+    def snapshot_download(self, repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        self.asked.append((repo, revision))
+        return str(self.folder / repo)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    out = Hub(tmp_path / "hub")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: out)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", out.snapshot_download)
+    return out
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_model_goes_there_and_comes_back(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert command("export", fmlm(), "--out", out, "--push", "somebody/one-step", "--private") == 0
+    assert "pushed to https://hub/somebody/one-step" in said(capsys)
+    assert hub.asked == [("somebody/one-step", True, True)]
+    names = {path.name for path in (hub.folder / "somebody/one-step").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= names
+    texts = FlowLM.from_pretrained(fmlm()).generate(3, seed=1)
+    assert FlowLM.from_pretrained("hf://somebody/one-step@v1").generate(3, seed=1) == texts
+    assert hub.asked[-1] == ("somebody/one-step", "v1")
+    capsys.readouterr()
+    assert (
+        command("generate", "hf://somebody/one-step", "--num", "3", "--seed", "1", "--dtype", "float32") == 0
+    )
+    assert capsys.readouterr().out == "".join(f"{text}\n\n" for text in texts)
+
+
+def test_a_model_in_hand_is_pushed(hub: Hub) -> None:
+    model = FlowLM.from_pretrained(fmlm())
+    assert model.push_to_hub("somebody/again") == "https://hub/somebody/again"
+    again = FlowLM.from_pretrained("hf://somebody/again")
+    assert again.generate(2) == model.generate(2)
+
+
+def test_what_is_no_model_is_not_pushed(hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no config\.json"):
+        push(tmp_path, "somebody/nothing")
+    assert hub.asked == []
+
+
+def test_without_leave_to_write(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise LocalTokenNotFoundError("Token is required")
+
+    hub.create_repo = refuse  # type: ignore[method-assign]
+    FlowLM.from_pretrained(fmlm()).save_pretrained(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"refuses hf://somebody/one \(Token is required\).*hf auth login"):
+        push(tmp_path / "out", "somebody/one")
+
+
+def test_a_path_is_itself(tmp_path: Path) -> None:
+    assert located(tmp_path) == tmp_path
+    assert located("runs/demo") == Path("runs/demo")
+
+
+def test_out_of_reach(offline: None, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be reached.*give the folder of a model"):
+        located("hf://somebody/one-step")
+    with pytest.raises(ValueError, match=r"last\.ckpt of somebody/flm is not.*without --hub"):
+        fetch_file("somebody/flm", "last.ckpt")
+    assert command("generate", "hf://somebody/one-step") == 1
+    assert "the hub cannot be reached" in said(capsys)
+
+
+def test_a_name_of_another_form(offline: None) -> None:
+    with pytest.raises(ValueError, match="the hub refuses hf://no/name/at/all"):
+        located("hf://no/name/at/all")
