@@ -92,7 +92,7 @@ def test_every_model_has_the_same_compute(finished: tuple[Path, Path]) -> None:
 
 
 def test_nothing_is_done_twice(
-    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     recipe, out = finished
     before = report_of(out)
@@ -104,6 +104,14 @@ def test_nothing_is_done_twice(
         "flowlm.comparison.runs.flops_of_step", lambda *a, **k: pytest.fail("operations are counted again")
     )
     assert command("compare", recipe, "--out", out) == 0
+    assert report_of(out) == before
+    # What was found stands by itself, without the runs.
+    (runs,) = out.glob("versions/*/runs")
+    runs.rename(tmp_path / "runs")
+    try:
+        assert command("compare", recipe, "--out", out) == 0
+    finally:
+        (tmp_path / "runs").rename(runs)
     assert report_of(out) == before
 
 

@@ -325,7 +325,7 @@ def report(runner: Runner, command: str) -> None:
     if references:
         lines += ["## What is no model", markdown(references).rstrip()]
         sections.append(Table(references, heading="What is no model"))
-    for heading, texts in runner.samples(rows).items():
+    for heading, texts in runner.samples().items():
         lines += [f"## {heading}", numbered(texts)]
         sections.append(Samples(texts, heading=heading))
     write_data(folder / "README.md", "\n\n".join(line for line in lines if line) + "\n")

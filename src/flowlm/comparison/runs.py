@@ -43,6 +43,8 @@ __all__ = ["Choice", "Interrupted", "Job", "Runner", "source_hash"]
 
 TERA = 1e12
 ROWS = "rows"
+SHOWN = 5
+"""Passages of a row that are kept beside it."""
 _JUDGING = 0.3
 """Of the time for a model, what its samples take; the rest is its training."""
 
@@ -129,6 +131,7 @@ class Runner:
         self._flops: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         """Of each model, the multiple of its learning rates that was chosen."""
+        self._texts: dict[tuple[str, float, int], dict[str, list[str]]] = {}
         self.samplers: dict[str, dict[int, Choice]] = {}
         """Of each model and number of network calls, which of its samplers was chosen, and which knob."""
 
@@ -503,13 +506,25 @@ class Runner:
 
     def _measured(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:
         """The rows of one model, one budget and one seed: judged now, or found."""
-        compare, entry = self.comparison.config, job.entry
+        entry = job.entry
         chosen = self.sampler(entry)
         settings = sorted((k, dataclasses.astuple(choice)) for k, choice in chosen.items())
         asked = [job.hash, entry.samplers, settings, *self._judging()]
         path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
-        if path.exists():
-            return list(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        if not path.exists():
+            # Whole by itself: the run may be deleted afterwards.
+            rows = self._measure(job, budget, part)
+            texts = shown_samples(rows, self.work / "runs" / job.folder / "samples", SHOWN)
+            found = {"model": entry.name, "hash": job.hash, "commit": self.commit, "rows": rows}
+            files.write_json(path, found | {"samples": {str(k): own for k, own in texts.items()}})
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        self._texts[entry.name, budget, job.config.train.seed] = kept["samples"]
+        return list(kept["rows"])
+
+    def _measure(self, job: Job, budget: float, part: Part) -> list[dict[str, Any]]:
+        """The rows of one model, one budget and one seed, trained and judged."""
+        compare, entry = self.comparison.config, job.entry
+        chosen = self.sampler(entry)
         training, judging = part.split(1 - _JUDGING)
         folder = self.train(job, training)
         rows = []
@@ -523,9 +538,7 @@ class Runner:
             found = self._rows(job, folder, steps, entry.samplers[i], own, turned, knobs)
             rows += [row | {"chosen": entry.samplers[i]} for row in found]
         rows.sort(key=lambda row: row["nfe"])
-        rows = [row | {"model": entry.name} | self._about(job, budget, folder) for row in rows]
-        files.write_json(path, {"model": entry.name, "hash": job.hash, "commit": self.commit, "rows": rows})
-        return rows
+        return [row | {"model": entry.name} | self._about(job, budget, folder) for row in rows]
 
     def _about(self, job: Job, budget: float, folder: Path) -> dict[str, Any]:
         return {
@@ -571,17 +584,16 @@ class Runner:
         found = {meta.get("sha256") or meta.get("law_sha256"): meta.get("corpus") for meta in metas}
         return [{"corpus": name, "sha256": sha256} for sha256, name in found.items()]
 
-    def samples(self, rows: Sequence[dict[str, Any]], shown: int = 5) -> dict[str, list[str]]:
+    def samples(self) -> dict[str, list[str]]:
         """Passages of each model in the fewest network calls, of the largest budget and the first seed."""
         compare = self.comparison.config
-        out: dict[str, list[str]] = {}
-        for row in sorted(rows, key=lambda row: row["nfe"]):
-            if (row["budget"], row["seed"]) == (max(compare.budgets), compare.seeds[0]):
-                calls = calls_text(row["nfe"])
-                if not any(heading.startswith(f"{row['model']} in ") for heading in out):
-                    texts = shown_samples([row], self.work / "runs" / row["run"] / "samples", shown)
-                    out[f"{row['model']} in {calls}"] = texts[row["nfe"]]
-        return out
+        of = {
+            e.name: self._texts[e.name, max(compare.budgets), compare.seeds[0]]
+            for e in self.comparison.entries
+        }
+        fewest = {name: min(texts, key=int) for name, texts in of.items()}
+        order = sorted(of, key=lambda name: int(fewest[name]))
+        return {f"{name} in {calls_text(int(fewest[name]))}": of[name][fewest[name]] for name in order}
 
 
 def _knob(frontier: Mapping[str, Any]) -> str:
