@@ -20,6 +20,7 @@ from measure import Memory, Row, compare, memory_of, report_memory
 from flowlm import rng
 from flowlm.backbone import BackboneConfig
 from flowlm.config import OptimConfig
+from flowlm.correction import CorrectedFlow
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import precision
 from flowlm.objectives import FlowMapConfig, FlowMapObjective, FlowObjective
@@ -34,6 +35,7 @@ _PUBLISHED: dict[str, Any] = {
     "target": "student",
 }
 _FORWARD_MODE = {"derivative": "jvp"}
+CORRECTION = "two stages: correction"
 #: Options of each objective beside the published shares; the flow's has none.
 ARMS: dict[str, dict[str, Any] | None] = {
     "FLM": None,
@@ -45,6 +47,19 @@ ARMS: dict[str, dict[str, Any] | None] = {
     "ESD, differences": {"identity": "esd"},
     "ESD*, differences": {"identity": "esd-logit"},
     "CFM": {"identity": "cfm"},
+    CORRECTION: {
+        "diagonal": 0.0,
+        "boundary": 1 / 64,
+        "loss": "squared-error",
+        "weight": "inverse",
+    },
+    "two stages: student": {
+        "identity": "correction",
+        "diagonal": 0.25,
+        "boundary": 1 / 128,
+        "loss": "squared-error",
+        "weight": "inverse",
+    },
     "PSD, rollouts at the boundary": {"diagonal": 0.25, "boundary": 0.5, "boundary_target": "teacher"},
 }
 
@@ -79,18 +94,25 @@ class Workplace:
         shape = BackboneConfig(width=case.width, depth=case.depth)
         config = DenoiserConfig(vocab_size=case.vocab, length=case.length, backbone=shape)
         self.case, options = case, ARMS[arm]
-        self.model = Denoiser(config)
+        self.model: Denoiser | CorrectedFlow = Denoiser(config)
         # Logits of the order of one, as in `generation`: of flat ones every target is flat.
         torch.nn.init.normal_(self.model.get_parameter("head.weight"), std=case.width**-0.5)
         self.objective: FlowObjective | FlowMapObjective = FlowObjective(self.model.clock)
         if options is not None:
             teacher = self.model.eval().requires_grad_(False)
             setting = FlowMapConfig(**_PUBLISHED | options)
-            self.model = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
-            self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
-            for fixed in (self.model.embedding, self.model.mean):
-                fixed.requires_grad_(False)
-            self.objective = FlowMapObjective(setting, self.model.clock, teacher)
+            corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True))
+            corrected.flow.load_state_dict(teacher.state_dict())
+            corrected.begin()
+            self.model = corrected
+            if arm != CORRECTION:
+                student = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
+                student.load_state_dict(student.state_dict() | teacher.state_dict())
+                for fixed in (student.embedding, student.mean):
+                    fixed.requires_grad_(False)
+                self.model = student
+            learned_from = corrected.eval() if setting.identity == "correction" else teacher
+            self.objective = FlowMapObjective(setting, teacher.clock, learned_from)
         # Moments outlive the step and are not its own memory; see `state`.
         self.optimizer = Optimizer(self.model, OptimConfig(), steps=1000)
         for parameter in self.model.parameters():

@@ -107,9 +107,10 @@ def test_every_objective_takes_its_step(load: Any) -> None:
     (case,) = distillation.cases(True, torch.float32)
     for arm, options in distillation.ARMS.items():
         place = distillation.Workplace(case, arm)
-        before = place.model.head.weight.detach().clone()
+        name = "weight" if arm == distillation.CORRECTION else "head.weight"
+        before = place.model.get_parameter(name).detach().clone()
         assert place.step() > 0
-        assert not torch.equal(place.model.head.weight, before)
+        assert not torch.equal(place.model.get_parameter(name), before)
         if options is not None:
             assert place.objective.identity == options.get("identity", "psd")
             assert place.objective.config.derivative == options.get("derivative", "difference")

@@ -372,7 +372,7 @@ def _peek(args: list[str], name: str) -> str:
 
 def _size(config: dict[str, Any], model: Any) -> str:
     total = sum(p.numel() for p in model.parameters())
-    inside = sum(p.numel() for p in model.backbone.parameters())
+    inside = sum(p.numel() for name, p in model.named_parameters() if "backbone." in name)
     m = config["model"]
     return (
         f"{total:,} parameters ({inside:,} in the backbone), V = {m['vocab_size']}, L = {m['length']}, "

@@ -147,6 +147,10 @@ class Family:
         """An untrained network."""
         raise NotImplementedError
 
+    def part(self, network: Any, source: DenoiserConfig) -> tuple[nn.Module, str]:
+        """What of a network takes the weights of `source`, and under which beginning of their names they lie there."""
+        return network, ""
+
     def missing(self, source: DenoiserConfig) -> tuple[str, ...]:
         """Beginnings of the names of parameters that weights of `source` do not have."""
         return ()
@@ -195,6 +199,7 @@ class Family:
 _WHERE = {
     "flow": "flowlm.flows:FLM",
     "flow-map": "flowlm.flows:FMLM",
+    "correction": "flowlm.correction:Correction",
     "ar": "flowlm.discrete.ar:AR",
     "mdlm": "flowlm.discrete.mdlm:MDLM",
     "sedd": "flowlm.discrete.sedd:SEDD",

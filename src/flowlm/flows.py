@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.denoiser import Denoiser, DenoiserConfig
@@ -125,6 +125,14 @@ class FMLM(FLM):
             )
 
     def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
+        if name == run.teacher and (source.family == "correction") != (run.flow_map.identity == "correction"):
+            raise ValueError(
+                f"the teacher {name} is of the family {source.family!r}, and flow_map.identity = "
+                f"{run.flow_map.identity!r}: a flow map is regressed on a corrected flow with identity = 'correction', "
+                "and learned from an FLM by the others"
+            )
+        if source.family == "correction" and name == run.teacher:
+            return
         super().check_source(run, source, name)
         if source.output == "linear":
             raise ValueError(
@@ -147,16 +155,23 @@ class FMLM(FLM):
                 f"{source.head_start} and cannot change it: use --flow-map.head-start {source.head_start}"
             )
 
+    def part(self, network: Any, source: DenoiserConfig) -> tuple[nn.Module, str]:
+        return network, "flow." if source.family == "correction" else ""
+
     def missing(self, source: DenoiserConfig) -> tuple[str, ...]:
         # What an FLM has not: the second time and the mean of the head start.
-        return () if source.two_times else ("end_embedding.", "mean")
+        return () if self._is_map(source) else ("end_embedding.", "mean")
+
+    @staticmethod
+    def _is_map(source: DenoiserConfig) -> bool:
+        return source.two_times and source.family == "flow"
 
     def begin(self, network: Denoiser, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
         super().begin(network, start, run, tokens)
-        if network.config.head_start and not (start.source is not None and start.source.two_times):
+        if network.config.head_start and not (start.source is not None and self._is_map(start.source)):
             network.set_mean(tokens(MEAN_ROWS))
         if start.teacher is not None and run.flow_map.freeze_embedding:
-            theirs = start.teacher.get_parameter("embedding")
+            theirs: Tensor = start.teacher.embedding  # type: ignore[assignment]
             if not torch.equal(network.embedding, theirs.to(network.embedding.device)):
                 raise ValueError(
                     "flow_map.freeze_embedding shares one embedding, but the student's differs from its teacher's: "

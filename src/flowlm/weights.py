@@ -82,16 +82,24 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
-def load_weights(module: nn.Module, path: Path, *, allow_missing: tuple[str, ...] = ()) -> None:
+def load_weights(
+    module: nn.Module, path: Path, *, under: str = "", allow_missing: tuple[str, ...] = ()
+) -> None:
     """Load weights strictly by name.
 
     Args:
+        under: beginning of the names in the file under which the module's lie; others are passed over.
         allow_missing: prefixes of parameters that may be absent (they keep their initial values).
 
     Raises:
         ValueError: listing every missing and unexpected key, and every shape that differs.
     """
-    found, wanted = read_tensors(path), module.state_dict()
+    wanted = module.state_dict()
+    found = {
+        name.removeprefix(under): value
+        for name, value in read_tensors(path).items()
+        if name.startswith(under)
+    }
     missing = sorted(k for k in wanted if k not in found and not k.startswith(allow_missing or ("\0",)))
     unexpected = sorted(k for k in found if k not in wanted)
     shapes = [

@@ -395,7 +395,8 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
         ({"compare.sead": 1}, "did you mean"),
         ({"modles": {}}, "did you mean 'models'"),
         ({"models": {"SDTT": {"base": "MDLMM"}}}, "did you mean 'MDLM'"),
-        ({"models": {"SDTT": {"base": "FMLM"}}}, "is a student itself"),
+        ({"models": {"SDTT": {"base": "FMLM"}}}, "models.SDTT.base = 'FMLM': FMLM is of the family 'flow'"),
+        ({"models": {"FMLM": {"base": "FMLM"}}}, "models.FMLM.base = 'FMLM' comes back to 'FMLM' itself"),
         ({"models": {"SDTT": {"base": ""}}}, r"models\.SDTT: SDTT learns from a teacher"),
         ({"models": {"SDTT": {"model": {"length": 3}}}}, "a student is made like its teacher"),
         (
@@ -502,3 +503,37 @@ def test_options_hold_for_all_models(tmp_path: Path) -> None:
         assert entry.values["train"]["batch"] == 3
         assert entry.values["data"]["held_out"] == 7
     assert [entry.name for entry in comparison.entries] == ["FLM", "MDLM", "SDTT", "FMLM"]
+
+
+def test_a_student_of_a_student(tmp_path: Path) -> None:
+    """Two stages: each teacher takes its share of what is left, and all of it is counted."""
+    stage = {"loss": "squared-error", "weight": "inverse"}
+    over = {
+        "models": {
+            "Second": {
+                "objective": "flow-map",
+                "base": "First",
+                "flow_map": stage | {"identity": "correction", "diagonal": 0.25},
+            },
+            "First": {"objective": "correction", "base": "FLM", "flow_map": stage | {"diagonal": 0.0}},
+        },
+        "compare.seeds": [0],
+        "compare.rates": [1.0],
+        "compare.budgets": [0.0008],
+    }
+    recipe = written(tmp_path / "compare-stages.toml", over)
+    loaded = load_comparison(recipe)
+    names = [entry.name for entry in loaded.entries]
+    assert names.index("FLM") < names.index("First") < names.index("Second")
+    runner = Runner(loaded, tmp_path / "out", silent)
+    for entry in loaded.entries:
+        runner.rates[entry.name] = 1.0
+    job = runner.job(loaded.entry("Second"), 0.0008, 0, 1.0)
+    assert job.teacher is not None
+    assert job.teacher.teacher is not None
+    shares = [one.flops / 1e12 / 0.0008 for one in (job, job.teacher, job.teacher.teacher)]
+    assert shares == pytest.approx([0.5, 0.25, 0.25], rel=0.2)
+    assert command("compare", recipe, "--out", tmp_path / "out") == 0
+    rows = {row["entry"]: row for row in report_of(tmp_path / "out")["rows"]}
+    assert rows["Second"]["training_tflop"] == pytest.approx(sum(shares) * 0.0008)
+    assert rows["First"]["nfe"] in (2, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class Entry:
 
     name: str
     base: str
-    """Of a student, the entry whose kind of model teaches it; empty for none."""
+    """Of a student, the entry whose kind of model teaches it, which may be a student itself; empty for none."""
     values: dict[str, Any]
     """Its run's configuration, but for what the comparison decides."""
     samplers: list[dict[str, Any]]
@@ -120,12 +121,38 @@ class Comparison:
     """Bases before their students."""
     claims: tuple[Claim, ...]
 
+    def root(self, entry: Entry) -> Entry:
+        """Of a student, the entry from whose kind of model its teachers go back to; of others itself."""
+        while entry.base:
+            entry = self.entry(entry.base)
+        return entry
+
     def entry(self, name: str) -> Entry:
         """ValueError: there is none of that name."""
         for entry in self.entries:
             if entry.name == name:
                 return entry
         raise ValueError(f"no model named {name!r}: {nearest(name, [e.name for e in self.entries])}")
+
+
+def _bases(entries: Sequence[Entry], entry: Entry) -> list[str]:
+    """Of a student, its teacher's entry, that one's teacher's, and so on; up to the first that comes again."""
+    of = {other.name: other.base for other in entries}
+    out: list[str] = []
+    while (base := of.get(out[-1] if out else entry.name, "")) and base not in out:
+        out.append(base)
+    return out
+
+
+def _check_base(entry: Entry, base: Entry) -> None:
+    """Refuse a teacher that the student's family cannot have, before any is trained."""
+    student, teacher = (from_dict(RunConfig, e.values) for e in (entry, base))
+    model = dataclasses.replace(teacher.model, **family(teacher.objective).fill(teacher))
+    try:
+        student = dataclasses.replace(student, teacher=base.name)
+        family(student.objective).check_source(student, model, base.name)
+    except ValueError as error:
+        raise ValueError(f"models.{entry.name}.base = {base.name!r}: {error}") from None
 
 
 def load_comparison(
@@ -169,12 +196,15 @@ def _comparison(raw: dict[str, Any], over: dict[str, Any], compare: Mapping[str,
         if entry.base:
             if entry.base not in names:
                 raise ValueError(f"models.{entry.name}.base = {entry.base!r}: {nearest(entry.base, names)}")
-            if entries[names.index(entry.base)].base:
-                raise ValueError(f"models.{entry.name}.base = {entry.base!r} is a student itself")
+            if entry.name in _bases(entries, entry):
+                raise ValueError(
+                    f"models.{entry.name}.base = {entry.base!r} comes back to {entry.name!r} itself"
+                )
+            _check_base(entry, entries[names.index(entry.base)])
     out = Comparison(
         str(raw.get("title", "")),
         config,
-        tuple(sorted(entries, key=lambda entry: bool(entry.base))),
+        tuple(sorted(entries, key=lambda entry: len(_bases(entries, entry)))),
         tuple(from_dict(Claim, values, f"claims[{i}].") for i, values in enumerate(raw.get("claims", []))),
     )
     if config.scorer in names and out.entry(config.scorer).values.get("objective") != "ar":

@@ -85,7 +85,7 @@ class Job:
     """But for its teacher."""
     teacher: Job | None
     flops: float
-    """Of the whole of it, its teacher's not counted."""
+    """Operations of the whole of it, its teacher's not counted."""
     data: str
     """Hash of its text and tokens."""
     where: str
@@ -97,6 +97,11 @@ class Job:
         return identity(
             [resolved(self.config), self.teacher.hash if self.teacher else "", self.data, self.where]
         )
+
+    @property
+    def total(self) -> float:
+        """Its operations with its teacher's, and those of that one's teacher."""
+        return self.flops + (self.teacher.total if self.teacher else 0.0)
 
     @property
     def folder(self) -> str:
@@ -145,7 +150,7 @@ class Runner:
 
     def corpus(self, entry: Entry) -> Corpus:
         """The data of an entry: read once for all that share it."""
-        config = self._runs[entry.base or entry.name]
+        config = self._runs[self.comparison.root(entry).name]
         key = identity([dataclasses.asdict(config.data), config.model.length])
         if key not in self._corpora:
             self._corpora[key] = load_corpus(config.data, config.model.length, None, self.say)
@@ -198,7 +203,7 @@ class Runner:
         """Of one step of an entry's training, in floating-point operations; counted once, kept in the folder."""
         config = self._runs[entry.name]
         base = self.comparison.entry(entry.base) if entry.base else None
-        key = identity([resolved(config), resolved(self._runs[base.name]) if base else "", self.data(entry)])
+        key = identity([self._line(entry), self.data(entry)])
         path = self.work / "flops" / f"{key}.json"
         if key not in self._flops and path.exists():
             self._flops[key] = float(json.loads(path.read_text(encoding="utf-8"))["flops"])
@@ -208,20 +213,28 @@ class Runner:
             if base is not None:
                 # Any weights do: it is counted, not trained.
                 teacher = self._untrained(base)
-                config = dataclasses.replace(config, model=self._runs[base.name].model)
+                config = dataclasses.replace(config, model=self._runs[self.comparison.root(entry).name].model)
             self._flops[key] = flops_of_step(config, corpus=self.corpus(entry), teacher=teacher)
             files.write_json(path, {"model": entry.name, "flops": self._flops[key]})
         return self._flops[key]
 
-    def _untrained(self, base: Entry) -> nn.Module:
+    def _line(self, entry: Entry) -> list[Any]:
+        """The settings of an entry and of all that its teachers go back to."""
+        return [
+            resolved(self._runs[entry.name]),
+            *(self._line(self.comparison.entry(entry.base)) if entry.base else ()),
+        ]
+
+    def _untrained(self, entry: Entry) -> nn.Module:
+        config = self._runs[entry.name]
+        train = dataclasses.replace(config.train, compile=False, device="cpu")
+        model = self._runs[self.comparison.root(entry).name].model
         trainer = Trainer(
-            dataclasses.replace(
-                self._runs[base.name],
-                train=dataclasses.replace(self._runs[base.name].train, compile=False, device="cpu"),
-            ),
+            dataclasses.replace(config, train=train, model=model),
             self.work / "flops",
             say=silent,
-            corpus=self.corpus(base),
+            corpus=self.corpus(entry),
+            teacher=self._untrained(self.comparison.entry(entry.base)) if entry.base else None,
         )
         network: nn.Module = trainer.model.eval().requires_grad_(False)
         return network
@@ -386,7 +399,7 @@ class Runner:
 
     def calls(self, entry: Entry, steps: int) -> int:
         """Network calls that a model takes when it is asked for as many steps."""
-        config = self._runs[entry.base or entry.name]
+        config = self._runs[self.comparison.root(entry).name]
         return family(self._runs[entry.name].objective).calls(steps, config.model.length)
 
     def sampler(self, entry: Entry, part: Part | None = None) -> dict[int, Choice]:
@@ -546,7 +559,7 @@ class Runner:
             "budget": budget,
             "rate": self.rates[job.entry.name],
             "training_steps": job.config.train.steps,
-            "training_tflop": (job.flops + (job.teacher.flops if job.teacher else 0.0)) / TERA,
+            "training_tflop": job.total / TERA,
             "parameters": _parameters(folder / "ema.safetensors"),
             "run": folder.name,
             "hash": job.hash,

@@ -47,7 +47,7 @@ from flowlm.path import (
 from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 
 #: What a flow map is known by; each is a target of it.
-IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit", "cfm")
+IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit", "cfm", "correction")
 
 #: Reports in a row with a figure above a half, after which targets are said to be no targets.
 PATIENCE = 20
@@ -109,8 +109,9 @@ class FlowMapConfig:
     """Network of the identity's target: "student" (as it is) or "averaged" (its EMA)."""
     identity: str = "psd"
     """What makes the target of two times: "psd" (semigroup), "lsd" (Lagrangian), "esd" (Eulerian), the last two in
-    logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup), or "cfm" (the
-    endpoint, D_t(X_{s,t}), and the squared rate of δ beside the cross-entropy: a bound on the Lagrangian residual)."""
+    logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup), "cfm" (the
+    endpoint, D_t(X_{s,t}), and the squared rate of δ beside the cross-entropy: a bound on the Lagrangian residual), or
+    "correction" (the map of a teacher of objective = "correction": the second of two stages)."""
     psd_first: float = 0.0
     """Share of the steps, the first ones, in which the semigroup makes the target, whatever `identity` is: rates are
     small and true only of a map that is nearly one."""
@@ -172,10 +173,14 @@ class FlowMapConfig:
                 f"flow_map.loss = 'squared-error' is for identities of probabilities, and identity = {self.identity!r} "
                 f"is none: use identity = {other!r} or loss = 'cross-entropy'"
             )
-        if self.denoiser == "teacher" and self.identity == "psd":
+        if self.denoiser == "teacher" and self.identity in ("psd", "correction"):
             raise ValueError(
-                "flow_map.denoiser = 'teacher' means nothing for identity = 'psd', whose target takes no D_t: use "
-                "another identity, or denoiser = 'student'"
+                f"flow_map.denoiser = 'teacher' means nothing for identity = {self.identity!r}, whose target takes no "
+                "D_t: use another identity, or denoiser = 'student'"
+            )
+        if self.identity == "correction" and self.loss != "squared-error":
+            raise ValueError(
+                "flow_map.identity = 'correction' has a target outside of the simplex: use loss = 'squared-error'"
             )
         if self.psd_first and self.identity == "psd":
             raise ValueError(
@@ -232,6 +237,11 @@ class FlowMapObjective(Objective):
     ):
         if teacher is None and config.boundary_target == "teacher":
             raise ValueError("flow_map.boundary_target = 'teacher' needs a teacher: give one or use 'self'")
+        if config.identity == "correction" and (teacher is None or not teacher.config.two_times):
+            raise ValueError(
+                "flow_map.identity = 'correction' regresses on a corrected flow: name a run of objective = "
+                "'correction' with --teacher RUN"
+            )
         if teacher is None and config.denoiser == "teacher":
             raise ValueError("flow_map.denoiser = 'teacher' needs a teacher: give one or use 'student'")
         if config.target == "averaged" and teacher is None:
@@ -316,7 +326,8 @@ class FlowMapObjective(Objective):
     def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         with contextlib.ExitStack() as stack:
             for network in (model, self.averaged, self.teacher):
-                if isinstance(network, Denoiser):  # a teacher may be a flow known in closed form
+                # A teacher may be a flow known in closed form.
+                if network is not None and hasattr(network, "frozen_embedding"):
                     stack.enter_context(network.frozen_embedding())
             losses = self._losses(model, tokens, xi, draws)
         if self._weights is not None and self._training:
@@ -407,8 +418,12 @@ class FlowMapObjective(Objective):
             target = esd_target(network, denoiser, y, s, t, cfg.derivative, project)
         elif identity == "esd-logit":
             target = esd_logit_target(network, denoiser, y, s, t, cfg.derivative, cfg.log_floor)
-        else:
+        elif identity == "cfm":
             target = cfm_target(network, denoiser, y, s, t)
+        else:
+            assert self.teacher is not None
+            with torch.no_grad():
+                target = self.teacher(y, s, t)
         network.train(training)
         return target
 

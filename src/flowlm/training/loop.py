@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flowlm import files, rng
+from flowlm.backbone import Backbone
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.config import RunConfig, dump_toml, from_dict, merge, nested, read_run_config, to_dict
 from flowlm.data.corpora import Corpus, load_corpus, upgraded
@@ -207,13 +208,21 @@ class Trainer:
         start = Start(teacher, read_model_config(Path(place)) if place else None)
         if start.source is not None:
             name = "ema" if (Path(place) / "ema.safetensors").exists() else "model"
+            part, under = self.family.part(self.model, start.source)
             load_weights(
-                self.model,
+                part,
                 Path(place) / f"{name}.safetensors",
+                under=under,
                 allow_missing=self.family.missing(start.source),
             )
         elif teacher is not None:
-            self.model.load_state_dict(self.model.state_dict() | teacher.state_dict())
+            part, under = self.family.part(self.model, cast("DenoiserConfig", teacher.config))
+            theirs = {
+                name.removeprefix(under): value
+                for name, value in teacher.state_dict().items()
+                if name.startswith(under)
+            }
+            part.load_state_dict(part.state_dict() | theirs)
         # Times are drawn on the CPU whatever the device: the sampling clock is the loop's own, and stays there.
         self.clock, held_out_clock = self.family.clocks(self.model, config)
         self.family.begin(self.model, start, config, lambda num: _spread(self.corpus.train, num))
@@ -233,8 +242,9 @@ class Trainer:
             # Student, teacher and average share one forward; each shape of a batch is compiled for each of them. The
             # default limit, 8, would leave the last of them uncompiled.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            for network in self._networks:
-                network.get_submodule("backbone").compile()
+            for module in (module for network in self._networks for module in network.modules()):
+                if isinstance(module, Backbone):
+                    module.compile()
         self.step = 0
         self.best: tuple[float, int] | None = None
         self._held_out = math.nan
