@@ -2,8 +2,8 @@
 
     python examples/your_own_text.py my.txt runs/mine [STEPS]
 
-The text has a passage a line. STEPS, 1500 unless given, are those of the FLM, half as many those of its student; the time left
-is shown once a few are done. Both runs, and what they have learned, are then in the second folder.
+The text has a passage a line. STEPS, 1500 unless given, are those of the FLM, half as many those of its student; the
+time left is shown. Both runs, and what they have learned, are then in the second folder.
 """
 
 import sys
