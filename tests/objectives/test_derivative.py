@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowlm.denoiser import Denoiser
+from flowlm.device import can_compile
 from flowlm.objectives.derivative import METHODS, rate_at_the_end, rate_at_the_start
 from flowlm.objectives.identities import (
     cfm_drift,
@@ -162,6 +163,7 @@ def test_attention_without_a_forward_derivative() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
 def test_rates_of_compiled_networks() -> None:
     """Forward mode leaves compiled code aside, differences take it: both give what the network gives without it."""
     net, y, s, t = case("low-rank")
