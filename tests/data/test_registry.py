@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as draws
 from hypothesis import strategies as st
 
 from flowlm.data import download, preparation, registry
@@ -30,8 +31,9 @@ from flowlm.data.prepared import META, Recipe
 from flowlm.data.readers import TextReader
 from flowlm.data.registry import CORPORA, TOKENIZERS
 from flowlm.data.tokens import Tokenizer
+from flowlm.evaluation.judge import TextJudge
 from flowlm.model import FlowLM
-from helpers import REAL, command, said
+from helpers import REAL, command, said, settings, trained
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow comes with flowlm[data]")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -240,7 +242,7 @@ def test_detokenized(text: str, expected: str) -> None:
     assert lm1b(text) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@draws(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from([*WORDS, *",.:;?!\"'()[]/$", "'s", "n", "5"]), max_size=25))
 def test_detokenizing_moves_spaces_only(parts: list[str]) -> None:
     text = " ".join(parts)
@@ -343,6 +345,39 @@ def test_a_generated_row_is_shown_without_its_frame(small: dict[str, str]) -> No
     assert model._text(row) == "the cat"
     model.data = {"rows": "cut"}
     assert model._text(row) == "[CLS] the cat"
+
+
+def test_a_model_learns_from_it(
+    tmp_path: Path, small: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained, resumed, generating and judged, with a token that both begins and ends a row."""
+    write(tmp_path / "owt" / "train-00000-of-00001.parquet", SENTENCES)
+    data = {
+        "corpus": "openwebtext",
+        "path": str(tmp_path / "owt"),
+        "tokenizer": small["gpt2"],
+        "held_out": 30,
+    }
+    run = trained(tmp_path / "run", settings({f"data.{name}": value for name, value in data.items()}))
+    described = json.loads((run / "data.json").read_text())
+    assert described["label"] == CORPORA["openwebtext"].label
+    assert described["bos"] == "<|endoftext|>"
+    assert not any("<|endoftext|>" in text for text in FlowLM.from_pretrained(run).generate(4, steps=2))
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    assert command("train", "--resume", run) == 0
+    assert (
+        command(
+            "evaluate", run, "--steps", "1", "--num", "10", "--device", "cpu", "--json", tmp_path / "rows"
+        )
+        == 0
+    )
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert {row["model"] for row in rows} >= {"held-out"}
+    corpus = load_corpus(DataConfig(**data), 12)
+    texts = TextJudge(corpus)._texts(corpus.held_out)
+    assert not any("<|endoftext|>" in text for text in texts)
+    assert "".join(SENTENCES[-30:]).startswith("".join(texts[0].splitlines()))
+    said(capsys)
 
 
 # ------------------------------------------------------------------------------------------ the files of a corpus
