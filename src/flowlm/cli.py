@@ -21,7 +21,7 @@ flowlm: language models that write a whole passage in one forward pass
 
   flowlm train RECIPE.toml [--out RUN] [--train.steps N ...]     train an FLM: noise to text, many small steps
   flowlm distill RECIPE.toml --teacher RUN [--out RUN2]          distil it into an FMLM: noise to text, one step
-  flowlm prepare RECIPE.toml [--out FOLDER]                      tokenise its text ahead, for large ones
+  flowlm prepare RECIPE.toml|lm1b|… [--out FOLDER]               tokenise its text ahead, for large ones
   flowlm train --resume RUN                                      continue an interrupted run, bit for bit
   flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
   flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them

@@ -439,6 +439,8 @@ def test_errors_leave_nothing(tmp_path: Path, small: dict[str, str], cache: Path
         ValueError, match=r"has \d+ tokens, '<\|endoftext\|>' the last .* lm1b is made with the \d+ of"
     ):
         load_corpus(dataclasses.replace(config, tokenizer=small["gpt2"]), 16)
+    with pytest.raises(ValueError, match=r"the model's tokenizer has \d+ tokens, .* and lm1b is made with"):
+        load_corpus(config, 16, tokenizer=Tokenizer.read(small["gpt2"]))
     assert not [p for p in cache.iterdir() if p.is_dir()]
 
 

@@ -25,7 +25,15 @@ from flowlm.data.grammar import Grammar
 from flowlm.data.preparation import prepare
 from flowlm.data.prepared import Prepared, Recipe, is_prepared, open_prepared, reuse, token_dtype
 from flowlm.data.readers import TextReader
-from flowlm.data.registry import CORPORA, TOKENIZERS, Sides, described, local_files, own_tokenizer
+from flowlm.data.registry import (
+    CORPORA,
+    TOKENIZERS,
+    Sides,
+    described,
+    local_files,
+    own_tokenizer,
+    refuse_other,
+)
 from flowlm.data.tokens import MIN_BPE, Tokenizer
 from flowlm.rng import key
 
@@ -372,7 +380,9 @@ def _text(
             f"length is {length}: rows have a token between data.bos and the end; give at least 3"
         )
     if config.corpus in CORPORA:
-        tokenizer = tokenizer or own_tokenizer(config.corpus, config.tokenizer)
+        if tokenizer is None:
+            tokenizer = own_tokenizer(config.corpus, config.tokenizer)
+        refuse_other(config.corpus, tokenizer, "the model's tokenizer")
     named = config.tokenizer
     if named not in _TRAINED:
         # The file may move or change: what it says counts. A run that goes on has its own copy.

@@ -15,7 +15,7 @@ __all__ = ["DETOKENIZERS", "lm1b"]
 _LM1B: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), text)
     for pattern, text in (
-        (r"\b(https?) : / / ?", r"\1://"),  # an address, before its colon and slashes are read as signs
+        (r"(https?) : / / ?", r"\1://"),  # an address, before its colon and slashes are read as signs
         (r" '(?=\w)", "'"),  # 's, 'll, 't: joined to the word before
         (r" (?=[,;:.?!](?: |$))", ""),  # closing signs that stand alone
         (r" / ", "/"),

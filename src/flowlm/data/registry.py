@@ -25,6 +25,7 @@ __all__ = [
     "described",
     "local_files",
     "own_tokenizer",
+    "refuse_other",
 ]
 
 Sides = tuple[list[Path], list[Path]]
@@ -182,7 +183,6 @@ def own_tokenizer(corpus: str, tokenizer: str) -> Tokenizer:
     ValueError: there is no way to the hub, nothing known in the path, another vocabulary than the corpus is made with.
     """
     known = TOKENIZERS.get(tokenizer)
-    expected = TOKENIZERS[CORPORA[corpus].tokenizer]
     if known is None:
         made = Tokenizer.read(tokenizer)
     elif known.alphabet:
@@ -191,14 +191,19 @@ def own_tokenizer(corpus: str, tokenizer: str) -> Tokenizer:
         instead = f"give a folder that has {' and '.join(known.files)} with --data.tokenizer"
         fetched = [fetch_file(f"{known.repository}@{known.revision}", name, instead) for name in known.files]
         made = Tokenizer.read(fetched[0], eos=known.eos)
-    end = made.token(made.eos_id)
+    refuse_other(corpus, made, f"data.tokenizer = {tokenizer!r}")
+    return made
+
+
+def refuse_other(corpus: str, made: Tokenizer, name: str) -> None:
+    """ValueError: a tokenizer, called `name`, has another vocabulary than a named corpus is made with."""
+    expected, end = TOKENIZERS[CORPORA[corpus].tokenizer], made.token(made.eos_id)
     if made.vocab_size != expected.vocab_size or (expected.eos and end != expected.eos):
         raise ValueError(
-            f"data.tokenizer = {tokenizer!r} has {made.vocab_size:,} tokens, {end!r} the last of a passage, and "
+            f"{name} has {made.vocab_size:,} tokens, {end!r} the last of a passage, and "
             f"{corpus} is made with the {expected.vocab_size:,} of {CORPORA[corpus].tokenizer}: give that one, or take "
             "the text as data.corpus = 'text', under no name"
         )
-    return made
 
 
 def described(corpus: str, commit: str = "") -> dict[str, str]:
