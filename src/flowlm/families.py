@@ -35,6 +35,8 @@ class Objective:
     gather: Callable[[list[Any]], list[Any]] = staticmethod(lambda items: items)
     """What all processes of a run have seen of a batch, in the order of its rows; set by the loop. Every process must
     ask, and what is on a device be brought to the CPU before."""
+    steady: bool = True
+    """Whether `losses` asks the network it trains as often for any rows as for any others."""
     kinds: tuple[str, ...] = ()
     """Names of the kinds of rows, if there are several."""
 

@@ -227,6 +227,8 @@ class FlowMapObjective(Objective):
         steps: of the training, of which `psd_first` is a share.
     """
 
+    steady = False  # a kind of rows that is not there takes no call for its target
+
     def __init__(
         self,
         config: FlowMapConfig,

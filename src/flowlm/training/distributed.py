@@ -204,8 +204,14 @@ class Shards(Replicas):
     """Processes that each hold a part of every parameter, and of all that belongs to it.
 
     The blocks gather theirs for as long as they compute; what lies outside of them (embedding, head, times) is whole
-    from the beginning of a step to its end, since an objective reads it outside of any forward pass.
+    from the beginning of a step to its end, since an objective reads it outside of any forward pass. Ranks gather
+    together, so where some rows take more network calls than others all weights are whole for a step.
     """
+
+    def __init__(self, device: torch.device):
+        super().__init__(device)
+        self._networks: tuple[nn.Module, ...] = ()
+        self._steady = True
 
     def check(self, config: RunConfig) -> None:
         for wrong, what, fix in (
@@ -214,6 +220,11 @@ class Shards(Replicas):
                 config.model.tied_head,
                 "model.tied_head = true, two names of one parameter",
                 "--model.no-tied-head in a new run",
+            ),
+            (
+                config.objective == "flow-map" and config.flow_map.identity == "cfm",
+                "flow_map.identity = 'cfm', whose gradients pass the network more often for some rows",
+                "--flow-map.identity lsd",
             ),
         ):
             if wrong:
@@ -228,29 +239,39 @@ class Shards(Replicas):
         # Nothing is done in place to the losses.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         mesh = init_device_mesh(self._device.type, (self.world,))
-        for network in (forward, averaged):
+        self._networks, self._steady = (forward, averaged), forward.objective.steady
+        for network in self._networks:
             for module in network.modules():
                 if isinstance(module, Block):
-                    fully_shard(module, mesh=mesh)
+                    fully_shard(module, mesh=mesh, reshard_after_forward=self._steady)
             fully_shard(network, mesh=mesh, reshard_after_forward=False)
         return forward
 
+    def _parts(self, network: nn.Module) -> list[Any]:
+        """What gathers by itself."""
+        from torch.distributed.fsdp import FSDPModule
+
+        return [module for module in network.modules() if isinstance(module, FSDPModule)]
+
     @contextlib.contextmanager
     def opened(self, network: nn.Module) -> Iterator[None]:
-        network.unshard()  # type: ignore[operator]
-        # The same memory with other numbers: what is kept of the embedding must see that it is another.
-        for parameter in network.parameters():
-            torch.autograd.graph.increment_version(parameter)
+        for opened in (network,) if self._steady else self._networks:
+            for part in (opened,) if self._steady else self._parts(opened):
+                part.unshard()  # type: ignore[operator]
+            # The same memory with other numbers: what is kept of the embedding must see that it is another.
+            for parameter in opened.parameters():
+                torch.autograd.graph.increment_version(parameter)
         try:
             yield
         finally:
-            network.reshard()  # type: ignore[operator]
+            for part in (part for other in self._networks for part in self._parts(other)):
+                part.reshard()
 
     @contextlib.contextmanager
     def accumulating(self, forward: nn.Module, last: bool) -> Iterator[None]:
         forward.set_requires_gradient_sync(last)  # type: ignore[operator]
         # What is shared by the micro-batches, the noise law, was made of the whole embedding.
-        forward.set_reshard_after_backward(last, recurse=False)  # type: ignore[operator]
+        forward.set_reshard_after_backward(last, recurse=not self._steady)  # type: ignore[operator]
         yield
 
     def collect(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
