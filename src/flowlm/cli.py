@@ -14,7 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    from flowlm.training.loop import Trainer
 
 USAGE = """\
 flowlm: language models that write a whole passage in one forward pass
@@ -165,17 +168,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in commands:
         return _fail(f"unknown command {args[0]!r}: {nearest(args[0], commands)}")
     from flowlm.device import is_out_of_memory
+    from flowlm.training.distributed import ElsewhereError, launched
     from flowlm.training.loop import TrainingError
 
+    _, world, _ = launched()
+    if world > 1 and args[0] not in ("train", "distill"):
+        return _fail(
+            f"flowlm {args[0]} is for one process, and torchrun started {world}: run it without", once=True
+        )
     try:
         return commands[args[0]](args[1:])
+    except ElsewhereError:
+        return 1
     except (ValueError, OSError, ImportError, TrainingError) as error:
         if os.environ.get("FLOWLM_DEBUG"):
             raise
         message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         if isinstance(error, OSError) and error.filename and str(error.filename) not in message:
             message = f"{error.filename}: {message}"
-        return _fail(message)
+        # What is wrong with a command is wrong for every process of torchrun's.
+        return _fail(message, once=not isinstance(error, TrainingError))
     except (MemoryError, RuntimeError) as error:
         if os.environ.get("FLOWLM_DEBUG") or not is_out_of_memory(error):
             raise
@@ -187,8 +199,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _fail(message: str) -> int:
-    print(f"flowlm: {message}", file=sys.stderr)
+def _fail(message: str, *, once: bool = False) -> int:
+    """Say what is wrong; returns the exit status.
+
+    Args:
+        once: on each machine, of the processes that torchrun started there; the others have the same to say.
+    """
+    from flowlm.training.distributed import launched
+
+    rank, world, local = launched()
+    if not (once and local):
+        where = f" (process {rank} of {world})" if rank else ""
+        print(f"flowlm{where}: {message}", file=sys.stderr)
     return 1
 
 
@@ -318,6 +340,7 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     from flowlm.config import RunConfig, default_run_folder, dotted, from_dict, read_run_config, to_dict
     from flowlm.runs import recipe_values
     from flowlm.training.checkpoint import RunDirectory
+    from flowlm.training.distributed import joined
     from flowlm.training.loop import MAY_CHANGE, Trainer, open_run
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
@@ -351,27 +374,40 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
         alone = dataclasses.replace(options, config=config)
         if alone != kind(config=config, resume=resumed) or not set(changes) <= set(MAY_CHANGE):
             raise ValueError(
-                "--resume continues a run as it was: beside it may stand --train.micro-batch, and --data.path or "
-                "--teacher where these have moved; to go on with other settings start a new run from its weights: "
-                f"flowlm {command} RECIPE.toml --init {resumed}"
+                "--resume continues a run as it was: beside it may stand --train.micro-batch, --train.shard, and "
+                "--data.path or --teacher where these have moved; to go on with other settings start a new run from "
+                f"its weights: flowlm {command} RECIPE.toml --init {resumed}"
             )
-        trainer = open_run(resumed, changes=changes, say=_say)
+        with joined(options.config.train) as ranks:
+            return _run_to_its_end(open_run(resumed, changes=changes, say=_say, ranks=ranks))
     else:
         if not recipe:
             raise ValueError(f"give a recipe, such as flowlm {command} recipes/grammar.toml, or --resume RUN")
         if command == "distill" and not options.config.teacher:
             raise ValueError("distill needs its teacher: --teacher RUN, the run directory of a trained FLM")
         folder = options.out or default_run_folder(recipe)
-        RunDirectory(folder).check(force=options.force)  # before minutes go into a text
         short = {name: value for name in ("device", "dtype") if (value := getattr(options, name))}
         train = dataclasses.replace(options.config.train, **short)
-        trainer = Trainer(dataclasses.replace(options.config, train=train), folder, say=_say)
-        trainer.start(force=options.force)
-        _say(f"{trainer.run.path}: {_size(to_dict(trainer.config), trainer.model)}")
+        with joined(train) as ranks:
+            # Before minutes go into a text.
+            ranks.once(lambda: RunDirectory(folder).check(force=options.force))
+            config = dataclasses.replace(options.config, train=train)
+            return _run_to_its_end(Trainer(config, folder, say=_say, ranks=ranks), options.force)
+
+
+def _run_to_its_end(trainer: Trainer, force: bool | None = None) -> int:
+    """Train; returns the exit status.
+
+    Args:
+        force: as of `Trainer.start`, of a new run; None for one that goes on.
+    """
+    if force is not None:
+        trainer.start(force=force)
+        trainer.say(f"{trainer.run.path}: {_size(dataclasses.asdict(trainer.config), trainer.model)}")
     result = trainer.train()
     if not result.finished:
         return 130
-    _say(
+    trainer.say(
         f"done: step {result.step}, held-out loss {result.held_out:.4f} {trainer.family.unit(trainer.config)}; the "
         f"model is in {result.folder}"
     )

@@ -121,6 +121,9 @@ class TrainConfig:
     """"auto", "cpu", "cuda" or "mps"."""
     dtype: str = "auto"
     """"auto" (bfloat16 where the hardware multiplies it, else float32), "bfloat16" or "float32"."""
+    shard: bool = False
+    """Under torchrun, each process keeps a part of weights, gradients, averages and moments (FSDP2), not all of them
+    (DDP): for a model that does not fit beside them on one device."""
     compile: bool = False
     """torch.compile the networks: 1.4 to 1.8 times as fast on a CPU after some ten seconds; needs a C++ compiler."""
 
@@ -235,7 +238,7 @@ def resolved(config: RunConfig) -> dict[str, Any]:
     values = to_dict(config)
     for path in ("teacher", "init", "recipe"):
         del values[path]
-    del values["train"]["device"], values["data"]["path"]
+    del values["train"]["device"], values["train"]["shard"], values["data"]["path"]
     return values
 
 

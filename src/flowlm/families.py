@@ -32,6 +32,11 @@ class Objective:
     per-row randomness of the whole batch, `losses` works on any of its rows.
     """
 
+    gather: Callable[[list[Any]], list[Any]] = staticmethod(lambda items: items)
+    """What all processes of a run have seen of a batch, in the order of its rows; set by the loop. Every process must
+    ask, and what is on a device be brought to the CPU before."""
+    steady: bool = True
+    """Whether `losses` asks the network it trains as often for any rows as for any others."""
     kinds: tuple[str, ...] = ()
     """Names of the kinds of rows, if there are several."""
 
@@ -61,7 +66,7 @@ class Objective:
         return None
 
     def report(self) -> dict[str, float]:
-        """Figures of the last step for metrics.jsonl, beside its loss."""
+        """Figures of the last step for metrics.jsonl, beside its loss; every process of a run asks for them."""
         return {}
 
     def warning(self) -> str:
@@ -73,7 +78,7 @@ class Objective:
         return "lower --optim.lr and --optim.muon-lr, or train longer"
 
     def state(self) -> dict[str, Tensor]:
-        """What a resume needs beyond the weights."""
+        """What a resume needs beyond the weights; every process of a run asks for it."""
         return {}
 
     def load(self, state: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ class Progress:
         say: where plain messages go.
         label: what is counted.
         brief: says nothing of a job that is over before its first plain line is due.
+        shown: False for no bar and no lines, of a process that is not the one to tell.
     """
 
     def __init__(
@@ -31,16 +32,17 @@ class Progress:
         *,
         label: str = "step",
         brief: bool = False,
+        shown: bool = True,
     ):
         self.total, self.first, self.tokens = total, done, tokens
-        self._say, self._label = say, label
+        self._say, self._label, self._shown = say, label, shown
         self._silent = brief
         self._bar: Any = None
         self._loss: float | None = None
 
     def __enter__(self) -> Progress:
         self._start = self._told = time.perf_counter()
-        if sys.stderr.isatty():
+        if self._shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -74,7 +76,7 @@ class Progress:
         if self._bar is not None:
             speed = f"{rate * self.tokens:,.0f} tokens/s" if self.tokens else ""
             self._bar.update(self._task, completed=step, loss=shown, speed=speed)
-        elif now - self._told > PLAIN_EVERY or (step == self.total and not self._silent):
+        elif self._shown and (now - self._told > PLAIN_EVERY or (step == self.total and not self._silent)):
             self._told, self._silent = now, False
             parts = (
                 f"{self._label} {step if isinstance(step, int) else f'{step:.1f}'}/{self.total}",

@@ -67,13 +67,17 @@ def _run(
     say: Callable[[str], None],
 ) -> FlowLM:
     from flowlm.training.checkpoint import RunDirectory
+    from flowlm.training.distributed import joined
     from flowlm.training.loop import Trainer
 
-    RunDirectory(out).check(force=force)  # before minutes go into a text
-    trainer = Trainer(from_dict(RunConfig, merge(values, nested(options or {}))), out, say=say)
-    trainer.start(force=force)
-    if not trainer.train().finished:
-        raise KeyboardInterrupt
+    config = from_dict(RunConfig, merge(values, nested(options or {})))
+    with joined(config.train) as ranks:
+        # Before minutes go into a text.
+        ranks.once(lambda: RunDirectory(out).check(force=force))
+        trainer = Trainer(config, out, say=say, ranks=ranks)
+        trainer.start(force=force)
+        if not trainer.train().finished:
+            raise KeyboardInterrupt
     return FlowLM.from_pretrained(out)
 
 

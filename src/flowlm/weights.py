@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from flowlm import files
 
-__all__ = ["DTYPES", "load_weights", "read_tensors", "stored_as", "write_weights"]
+__all__ = ["DTYPES", "like", "load_weights", "read_tensors", "stored_as", "whole", "write_weights"]
 
 DTYPES = ("float32", "bfloat16", "int8")
 SCALE = ".scale"
@@ -42,7 +44,7 @@ def stored_as(dtype: str, module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """A safetensors file, atomically."""
     flat = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     files.write_atomically(path, lambda p: _save_file(flat, p))
@@ -114,4 +116,22 @@ def load_weights(
         lines += [f"  shapes: {'; '.join(shapes)}"] * bool(shapes)
         lines.append("they belong to a model of another configuration: compare the two config.json")
         raise ValueError("\n".join(lines))
-    module.load_state_dict(found, strict=False)
+    module.load_state_dict({name: like(value, wanted[name]) for name, value in found.items()}, strict=False)
+
+
+def whole(value: Tensor) -> Tensor:
+    """All of a tensor, of which each rank may hold a part. All ranks must ask."""
+    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return full
+
+
+def like(value: Tensor, held: Tensor) -> Tensor:
+    """A whole tensor as another is held: whole, or a part on each rank."""
+    if not hasattr(held, "full_tensor"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh: Any = held.device_mesh  # type: ignore[attr-defined]
+    places: Any = held.placements  # type: ignore[attr-defined]
+    # Every rank has read all of it: nothing is sent.
+    return distribute_tensor(value.to(held.device), mesh, places, src_data_rank=None)

@@ -22,7 +22,7 @@ from torch import Tensor
 from flowlm import rng
 from flowlm.clock import AdaptiveClock
 from flowlm.model import FlowLM
-from flowlm.training import loop
+from flowlm.training import distributed
 from flowlm.training.checkpoint import Metrics
 from flowlm.training.loop import TAU_BINS, HeldOut, Trainer, TrainingError, open_run
 from helpers import begin, content, flm, fmlm, map_settings, metrics, settings, silent, tensors, trained
@@ -665,7 +665,7 @@ def test_other_errors_are_not_called_out_of_memory(tmp_path: Path) -> None:
 
 def test_the_clocks_that_draw_times_stay_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the model elsewhere (torch's shapes-only device stands for an accelerator) times are still drawn."""
-    monkeypatch.setattr(loop, "resolve_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(distributed, "resolve_device", lambda name: torch.device("meta"))
     for kind in ("fixed", "adaptive"):
         trainer = Trainer(settings({"clock.kind": kind}), tmp_path, say=silent)
         assert trainer.model.embedding.device.type == "meta"

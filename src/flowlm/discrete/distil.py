@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flowlm.discrete.base import DiscreteObjective, Losses
 from flowlm.posterior import Posterior, Target
+from flowlm.weights import whole
 
 if TYPE_CHECKING:
     from flowlm.config import RunConfig
@@ -80,7 +81,7 @@ class Rounds:
         """The round of a step: a new one begins with the averaged student as its teacher."""
         number = min(step * self.config.rounds // self.steps, self.config.rounds - 1)
         if number > self.number:
-            self.teacher.load_state_dict(self.averaged.state_dict())
+            self.teacher.load_state_dict({n: whole(value) for n, value in self.averaged.state_dict().items()})
             self.number = number
 
     def state(self) -> dict[str, Tensor]:

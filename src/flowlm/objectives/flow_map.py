@@ -227,6 +227,8 @@ class FlowMapObjective(Objective):
         steps: of the training, of which `psd_first` is a share.
     """
 
+    steady = False  # a kind of rows that is not there takes no call for its target
+
     def __init__(
         self,
         config: FlowMapConfig,
@@ -267,7 +269,7 @@ class FlowMapObjective(Objective):
         self._watched = []
         self._training = step is not None
         if self._weights is not None:
-            self._weights.step()
+            self._weights.step(self.gather)
         # Outside of training, the loss is that of the identity in the end.
         early = step is not None and step < self._semigroup_until
         self.identity = "psd" if early else self.config.identity
@@ -436,7 +438,7 @@ class FlowMapObjective(Objective):
         return torch.cat([drift.new_zeros(rows.start, drift.shape[1]), drift])
 
     def state(self) -> dict[str, Tensor]:
-        return {} if self._weights is None else self._weights.state()
+        return {} if self._weights is None else self._weights.state(self.gather)
 
     def load(self, state: dict[str, Tensor]) -> None:
         if self._weights is not None:
@@ -445,8 +447,11 @@ class FlowMapObjective(Objective):
     def report(self) -> dict[str, float]:
         """How far the last step's targets were from being one: "outside" the simplex, or "clamped"."""
         figures: dict[str, float] = {}
-        for name in dict.fromkeys(name for name, *_ in self._watched):
-            parts = [(total, count) for other, total, count in self._watched if other == name]
+        watched = self.gather(
+            [(name, torch.as_tensor(total).cpu(), count) for name, total, count in self._watched]
+        )
+        for name in dict.fromkeys(name for name, *_ in watched):
+            parts = [(total, count) for other, total, count in watched if other == name]
             figures[name] = float(sum(total for total, _ in parts)) / sum(count for _, count in parts)
             self._above[name] = self._above.get(name, 0) + 1 if figures[name] > 0.5 else 0
         return figures

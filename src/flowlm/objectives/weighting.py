@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -37,19 +40,24 @@ class InverseWeights:
         """Losses (B,) of rows; they count from the next `step` on."""
         self._new.append((self._bins(tau_s, tau_t), losses.detach()))
 
-    def step(self) -> None:
-        """Take in what was observed."""
-        if not self._new:
-            return
-        index = torch.cat([bins for bins, _ in self._new])
-        losses = torch.cat([losses for _, losses in self._new]).cpu().double()
+    def step(self, gather: Callable[[list[Any]], list[Any]]) -> None:
+        """Take in what was observed.
+
+        Args:
+            gather: as of `flowlm.families.Objective`.
+        """
+        new = gather([(bins, losses.cpu()) for bins, losses in self._new])
         self._new = []
+        if not new:
+            return
+        index = torch.cat([bins for bins, _ in new])
+        losses = torch.cat([losses for _, losses in new]).double()
         self.total = (MEMORY * self.total).index_add(0, index, losses)
         self.count = (MEMORY * self.count).index_add(0, index, torch.ones_like(losses))
 
-    def state(self) -> dict[str, Tensor]:
-        """What a resume needs."""
-        self.step()  # what the last step observed; its own next one then finds nothing
+    def state(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, Tensor]:
+        """What a resume needs; gather as of `step`."""
+        self.step(gather)  # what the last step observed; its own next one then finds nothing
         return {"weights.total": self.total, "weights.count": self.count}
 
     def load(self, state: dict[str, Tensor]) -> None:

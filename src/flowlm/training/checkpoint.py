@@ -16,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,20 @@ class RunDirectory:
     def save(
         self,
         step: int,
-        model: Any,
-        ema: Any,
-        optimizer: dict[str, Tensor],
+        model: Mapping[str, Tensor],
+        ema: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
         clock: Clock | None,
         state: dict[str, Any],
-        objective: dict[str, Tensor] | None = None,
+        objective: Mapping[str, Tensor] | None = None,
     ) -> Path:
         """Write the checkpoint of a step: into a temporary folder, flushed, then moved into place.
+
+        Args:
+            model, ema: weights and their average, by name.
+            optimizer, objective: their states.
+            clock: sampling clock.
+            state: what else a resume needs.
 
         Raises:
             OSError: naming the last good checkpoint, which stays untouched.
@@ -133,8 +139,8 @@ class RunDirectory:
         try:
             self._check_space(model)
             temporary.mkdir(parents=True)
-            write_weights(temporary / "model.safetensors", model.state_dict())
-            write_weights(temporary / "ema.safetensors", ema.state_dict())
+            write_weights(temporary / "model.safetensors", model)
+            write_weights(temporary / "ema.safetensors", ema)
             write_weights(temporary / "optimizer.safetensors", optimizer)
             if objective:
                 write_weights(temporary / "objective.safetensors", objective)
@@ -155,9 +161,9 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
         return target
 
-    def _check_space(self, model: Any) -> None:
+    def _check_space(self, model: Mapping[str, Tensor]) -> None:
         # Weights, their average and two moments, four bytes each: better to say so before a file is cut short.
-        need = 16 * sum(p.numel() for p in model.parameters())
+        need = 16 * sum(value.numel() for value in model.values())
         free = shutil.disk_usage(self.path).free
         if free < need:
             raise OSError(
@@ -219,14 +225,18 @@ class RunDirectory:
 
 
 class Metrics:
-    """metrics.jsonl: one JSON object a line, appended; a resume drops what came after its step."""
+    """metrics.jsonl: one JSON object a line, appended; a resume drops what came after its step.
 
-    def __init__(self, path: Path):
+    Args:
+        path: of the file; None for a process that writes nothing.
+    """
+
+    def __init__(self, path: Path | None):
         self.path = path
 
     def resume_at(self, step: int) -> None:
         """Forget lines of later steps, and a line that a kill cut short."""
-        if not self.path.exists():
+        if self.path is None or not self.path.exists():
             return
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
@@ -239,6 +249,8 @@ class Metrics:
 
     def write(self, **values: Any) -> None:
         """Append one line."""
+        if self.path is None:
+            return
         clean = {k: (v.item() if isinstance(v, Tensor) else v) for k, v in values.items()}
         with self.path.open("a", encoding="utf-8") as f:
             f.write(json.dumps(clean) + "\n")

@@ -31,13 +31,14 @@ from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
-from flowlm.device import describe, is_out_of_memory, precision, resolve_device, resolve_dtype
+from flowlm.device import is_out_of_memory, precision, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.samples import current_commit
 from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
 from flowlm.progress import Part, Progress
 from flowlm.training.checkpoint import ORIGIN, Metrics, RunDirectory, save_batch
+from flowlm.training.distributed import ElsewhereError, Forward, Ranks, rank_lost
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
 from flowlm.weights import load_weights
@@ -152,6 +153,7 @@ class Trainer:
         say: where plain messages go.
         corpus: already loaded data; loaded by the config when None.
         teacher: an already loaded teacher, from which the student starts; loaded by the config when None.
+        ranks: the processes that train it together; this one alone when None.
     """
 
     def __init__(
@@ -162,11 +164,13 @@ class Trainer:
         say: Callable[[str], None] = print,
         corpus: Corpus | None = None,
         teacher: nn.Module | None = None,
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
         self.family = family(config.objective)
         self.run = RunDirectory(folder)
-        self.say = say
-        self.device = resolve_device(config.train.device)
+        self.say = say = say if self.ranks.first else _quiet
+        self.device = self.ranks.device(config.train.device)
         self.dtype, reason = resolve_dtype(config.train.dtype, self.device)
         say(f"device {self.device}, compute in {str(self.dtype)[6:]} ({reason})")
         teacher = _load_teacher(config) if teacher is None else teacher
@@ -193,6 +197,7 @@ class Trainer:
                 f"{source} has a vocabulary of {config.model.vocab_size} tokens and the data's tokenizer another, of "
                 f"{self.corpus.tokenizer.vocab_size}: give the data the same tokenizer, or train a model on this data"
             )
+        self.ranks.check(config)
         if config.init:
             say(f"model and weights are those of {config.init}{_instead(asked, config.model)}")
         self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
@@ -228,7 +233,6 @@ class Trainer:
         self.family.begin(self.model, start, config, lambda num: _spread(self.corpus.train, num))
         self.model.to(self.device)
         self.ema = Ema(self.model, config.train.ema)
-        self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
         if teacher is not None:
             teacher = teacher.to(self.device)
 
@@ -236,6 +240,7 @@ class Trainer:
             return self.family.objective(config, self.model, clock, teacher, self.ema.model)
 
         self.objective = objective(self.clock)
+        self.objective.gather = self.ranks.gather
         self._held_out_objective = objective(held_out_clock)
         self._networks = [n for n in (self.model, self.ema.model, teacher) if n is not None]
         if config.train.compile:
@@ -245,6 +250,9 @@ class Trainer:
             for module in (module for network in self._networks for module in network.modules()):
                 if isinstance(module, Backbone):
                     module.compile()
+        self._forward = self.ranks.wrap(Forward(self.model, self.objective), self.ema.model)
+        # Now: the ranks may have made the parameters anew.
+        self.optimizer = Optimizer(self.model, config.optim, config.train.steps)
         self.step = 0
         self.best: tuple[float, int] | None = None
         self._held_out = math.nan
@@ -258,6 +266,9 @@ class Trainer:
         Raises:
             ValueError: a run is already there, or it is the one this run learns from.
         """
+        self.ranks.once(lambda: self._start(force))
+
+    def _start(self, force: bool) -> None:
         for name in ("teacher", "init"):
             source = getattr(self.config, name)
             if source and Path(source).resolve() == self.run.path.resolve():
@@ -272,7 +283,7 @@ class Trainer:
             {
                 "commit": current_commit(),
                 "torch": torch.__version__,
-                "machine": describe(self.device),
+                "machine": self.ranks.describe(self.device),
                 "dtype": str(self.dtype)[6:],
             },
         )
@@ -283,24 +294,31 @@ class Trainer:
         Raises:
             ValueError: there is none, or it does not fit.
         """
-        steps = self.run.steps()
-        if not steps:
-            raise ValueError(
-                f"{self.run.path} has no checkpoint to resume from: start the run again with --force"
-            )
-        self.run.sweep()
+        newest = self.ranks.once(self._newest)
         state, clock = self.run.load(
-            steps[-1], self.model, self.ema.model, self.optimizer.load, self.objective.load
+            newest, self.model, self.ema.model, self.optimizer.load, self.objective.load
         )
         if isinstance(self.clock, AdaptiveClock) and isinstance(clock, AdaptiveClock):
             self.clock.load_state_dict(clock.state_dict(), strict=False)
         self.step = int(state["step"])
         self.best = tuple(state["best"]) if state.get("best") else None
         self._held_out = math.nan if state.get("held_out") is None else float(state["held_out"])
-        # A kill may have come after the checkpoint and before what follows it.
-        self._publish(int(state["chosen"]))
-        Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
+        self.ranks.once(lambda: self._tidy(int(state["chosen"])))
         self.say(f"resumed {self.run.path} at step {self.step} of {self.config.train.steps}")
+
+    def _newest(self) -> int:
+        steps = self.run.steps()
+        if not steps:
+            raise ValueError(
+                f"{self.run.path} has no checkpoint to resume from: start the run again with --force"
+            )
+        self.run.sweep()
+        return steps[-1]
+
+    def _tidy(self, chosen: int) -> None:
+        # A kill may have come after the checkpoint and before what follows it.
+        self._publish(chosen)
+        Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
 
     def train(self, part: Part | None = None) -> TrainResult:
         """Run to the last step, or to an interruption; either way a checkpoint is saved.
@@ -309,18 +327,21 @@ class Trainer:
             part: of a longer job's bar, in place of a bar of its own.
 
         Raises:
-            TrainingError: a non-finite loss, or out of memory.
+            TrainingError: a non-finite loss, out of memory, or another rank that is gone.
             OSError: a checkpoint could not be written.
+            ElsewhereError: another rank raised one of them.
         """
         cfg = self.config.train
-        metrics = Metrics(self.run.path / "metrics.jsonl")
+        metrics = Metrics(self.run.path / "metrics.jsonl" if self.ranks.first else None)
         started = time.perf_counter()
         tokens_per_step = cfg.batch * self.config.model.length
         own = (
-            Progress(cfg.steps, self.step, tokens_per_step, self.say) if part is None else part.of(cfg.steps)
+            Progress(cfg.steps, self.step, tokens_per_step, self.say, shown=self.ranks.first)
+            if part is None
+            else part.of(cfg.steps)
         )
-        with _interruptible(self), own as progress:
-            while self.step < cfg.steps and not self._stop:
+        with _interruptible(self), self._lost_guard(), own as progress:
+            while self.step < cfg.steps and not self.ranks.stops(self._stop):
                 loss, norm = self._guarded_step()
                 self.step += 1
                 progress.advance(self.step, loss)
@@ -370,7 +391,8 @@ class Trainer:
     def _memory_guard(self, what: str) -> Iterator[None]:
         """Turns running out of memory into what to do about it."""
         cfg = self.config.train
-        size = min(cfg.micro_batch or cfg.batch, cfg.batch)
+        rows = len(self.ranks.rows(cfg.batch))
+        size = min(cfg.micro_batch or rows, rows)
         try:
             yield
         except (MemoryError, RuntimeError) as error:
@@ -381,7 +403,7 @@ class Trainer:
                 f" or, to go on from it, flowlm train --resume {self.run.path}" if self.run.steps() else ""
             )
             fix = (
-                f"--train.micro-batch {half} (accumulating {math.ceil(cfg.batch / half)} of them a step) gives the "
+                f"--train.micro-batch {half} (accumulating {math.ceil(rows / half)} of them a step) gives the "
                 f"same result{' but for dropout' if self.config.model.backbone.dropout else ''} in about half the "
                 f"memory; add it to the command{again}"
                 if half
@@ -392,11 +414,26 @@ class Trainer:
                 f"in a forward pass: {fix}. {self._last_good()}"
             ) from error
 
+    @contextlib.contextmanager
+    def _lost_guard(self) -> Iterator[None]:
+        """Turns another rank's end into what to do about it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if self.ranks.world == 1 or not rank_lost(error):
+                raise
+            raise TrainingError(
+                f"another of the {self.ranks.world} processes was gone after step {self.step}. {self._last_good()} Go "
+                f"on with as many processes as there are: torchrun … -m flowlm.cli train --resume {self.run.path}"
+            ) from error
+
     def _guarded_step(self) -> tuple[float, float]:
         cfg = self.config.train
         with self._memory_guard("training"):
             loss, norm = self.optimize()
         if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not self.ranks.first:
+                raise ElsewhereError("the loss is not finite, which the first rank says")
             path = self.run.path / f"nonfinite-step-{self.step:08d}.safetensors"
             tokens = self.loader.batch(self.step)
             draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", self.step))
@@ -420,36 +457,49 @@ class Trainer:
         cfg, step = self.config.train, self.step
         draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
         self.model.train()
-        self.objective.prepare(self.model, step)
-        size = cfg.micro_batch or cfg.batch
+        rows = self.ranks.rows(cfg.batch)
+        size = cfg.micro_batch or len(rows)
         total = torch.zeros((), device=self.device)
-        count = cfg.batch * self.config.model.length
-        for start in range(0, cfg.batch, size):
-            stop = min(start + size, cfg.batch)
-            part = {name: value[start:stop] for name, value in draws.items()}
-            losses = self._losses(
-                self.objective, self.model, self.loader.batch(step, start, stop), "noise", step, start, part
-            )
-            loss = losses.sum() / count
-            # The noise law's graph (its Gram) is shared by the micro-batches.
-            loss.backward(retain_graph=stop < cfg.batch)
-            total += loss.detach()
-            if isinstance(self.clock, AdaptiveClock) and "t" in part:
-                on = part["s"] == part["t"] if "s" in part else torch.ones(stop - start, dtype=torch.bool)
-                per_row = losses.detach().mean(-1)
-                self.clock.observe(part["t"][on], per_row.cpu()[on])
+        # Each rank takes the mean over its rows; the mean of these is that of the batch.
+        count = len(rows) * self.config.model.length
+        seen: list[Tensor] = []
+        with self.ranks.opened(self._forward):
+            self.objective.prepare(self.model, step)
+            for start in range(rows.start, rows.stop, size):
+                stop = min(start + size, rows.stop)
+                last = stop == rows.stop
+                part = {name: value[start:stop] for name, value in draws.items()}
+                with self.ranks.accumulating(self._forward, last):
+                    losses = self._losses(
+                        self.objective,
+                        self._forward,
+                        self.loader.batch(step, start, stop),
+                        "noise",
+                        step,
+                        start,
+                        part,
+                    )
+                    loss = losses.sum() / count
+                    # The noise law's graph (its Gram) is shared by the micro-batches.
+                    loss.backward(retain_graph=not last)
+                total += loss.detach()
+                seen.append(losses.detach().mean(-1))
         norm = self.optimizer.step(step)
         self.family.after_step(self.model)
         self.ema.update(self.model, step + 1)
         self.family.after_step(self.ema.model)
-        if isinstance(self.clock, AdaptiveClock) and (step + 1) % self.config.clock.refit_every == 0:
-            self.clock.refit()
-        return float(total), float(norm)
+        if isinstance(self.clock, AdaptiveClock) and "t" in draws:
+            on = draws["s"] == draws["t"] if "s" in draws else torch.ones(cfg.batch, dtype=torch.bool)
+            per_row = torch.cat(self.ranks.gather([part.cpu() for part in seen]))
+            self.clock.observe(draws["t"][on], per_row[on])
+            if (step + 1) % self.config.clock.refit_every == 0:
+                self.clock.refit()
+        return float(self.ranks.mean(total, self._stop)), float(norm)
 
     def _losses(
         self,
         objective: Objective,
-        model: nn.Module,
+        forward: nn.Module,
         tokens: Tensor,
         stream: str,
         step: int,
@@ -461,7 +511,8 @@ class Trainer:
         noise = objective.noise(rows, tokens.shape[1], self.device)
         torch.manual_seed(rng.key(seed, "dropout", step, first))
         with precision(self.device, self.dtype):
-            return objective.losses(model, tokens.to(self.device), noise, draws)
+            losses: Tensor = forward(tokens.to(self.device), noise, draws)
+        return losses
 
     # -- looking at it -------------------------------------------------------------------------------------
 
@@ -473,14 +524,18 @@ class Trainer:
         tokens = torch.from_numpy(rows_held.astype("int64"))
         model = self.ema.model
         objective = self._held_out_objective
-        objective.prepare(model)
+        forward = Forward(model, objective)
         draws = objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
         rows = []
-        size = cfg.micro_batch or cfg.batch
-        for start in range(0, len(tokens), size):
-            part = {name: value[start : start + size] for name, value in draws.items()}
-            losses = self._losses(objective, model, tokens[start : start + size], "held-out", 0, start, part)
-            rows.append(losses.mean(-1).float().cpu())
+        size = cfg.micro_batch or len(self.ranks.rows(cfg.batch))
+        with self.ranks.opened(model):
+            objective.prepare(model)
+            for start in range(0, len(tokens), size):
+                part = {name: value[start : start + size] for name, value in draws.items()}
+                losses = self._losses(
+                    objective, forward, tokens[start : start + size], "held-out", 0, start, part
+                )
+                rows.append(losses.mean(-1).float().cpu())
         loss = torch.cat(rows)
         place = objective.place(self.model, draws)
         by_bin: list[float | None] = []
@@ -497,19 +552,22 @@ class Trainer:
 
     def _evaluate(self, metrics: Metrics, say: Callable[[str], None]) -> None:
         cfg = self.config.train
-        held_out = self.held_out()
+        # Every rank looks at the same passages, since all may be needed for it; what the first one finds is what is so.
+        held_out = self.ranks.same(self.held_out())
         self._held_out = loss = held_out.loss
         if math.isfinite(loss) and (self.best is None or loss < self.best[0]):
             self.best = (loss, self.step)
         grid = copy.deepcopy(self.clock).to(self.device) if isinstance(self.clock, AdaptiveClock) else None
         model = FlowLM(self.ema.model, self.corpus.tokenizer, grid)
-        parts = list(model.generate_in_parts(WATCHED, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype))
+        with self.ranks.opened(self.ema.model):
+            parts = list(model.generate_in_parts(WATCHED, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype))
         texts = [text for part in parts for text in part.texts][:4]
         own = self._entropy(row for part in parts for row in part.tokens.tolist())
         data = self._entropy(self._held_out_rows(16 * WATCHED).tolist())
         plural = "call" if cfg.sample_steps == 1 else "calls"
         sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
-        files.write_data(self.run.path / "samples" / f"step-{self.step:08d}.txt", sample_text)
+        sample_file = self.run.path / "samples" / f"step-{self.step:08d}.txt"
+        self.ranks.once(lambda: files.write_data(sample_file, sample_text))
         kinds = {f"held_out_{kind}": value for kind, value in held_out.by_kind.items()}
         metrics.write(
             step=self.step,
@@ -548,9 +606,21 @@ class Trainer:
         return unigram_entropy([row[: row.index(end)] if end in row else row for row in rows])
 
     def _save(self) -> None:
+        collect = self.ranks.collect
+        weights, averaged = collect(self.model.state_dict()), collect(self.ema.model.state_dict())
+        optimizer, objective = collect(self.optimizer.state()), self.objective.state()
+        self.ranks.once(lambda: self._write(weights, averaged, optimizer, objective))
+
+    def _write(
+        self,
+        weights: Mapping[str, Tensor],
+        averaged: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        objective: Mapping[str, Tensor],
+    ) -> None:
         cfg = self.config.train
         # The last update may have broken what its own loss did not show: such weights are not worth keeping.
-        if not all(bool(value.isfinite().all()) for value in self.model.state_dict().values()):
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
             raise TrainingError(
                 f"the weights are no longer finite after step {self.step}: they were not saved. "
                 f"{self._last_good()} Lower --optim.lr and --optim.muon-lr."
@@ -565,15 +635,7 @@ class Trainer:
             "seed": cfg.seed,
             "chosen": chosen,
         }
-        self.run.save(
-            self.step,
-            self.model,
-            self.ema.model,
-            self.optimizer.state(),
-            self.clock,
-            state,
-            self.objective.state(),
-        )
+        self.run.save(self.step, weights, averaged, optimizer, self.clock, state, objective)
         self._publish(chosen)
 
     def _publish(self, chosen: int) -> None:
@@ -587,7 +649,7 @@ class Trainer:
 WATCHED, COLLAPSED = 16, 0.6
 
 #: What a resume may change: where things lie, and what the result does not depend on (but for dropout).
-MAY_CHANGE = ("train.micro_batch", "data.path", "teacher")
+MAY_CHANGE = ("train.micro_batch", "train.shard", "data.path", "teacher")
 
 
 def open_run(
@@ -595,18 +657,22 @@ def open_run(
     *,
     changes: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = print,
+    ranks: Ranks | None = None,
 ) -> Trainer:
     """A trainer restored from a run directory, at its newest checkpoint.
 
     Args:
         folder: the run directory.
-        changes: to its configuration from now on, by dotted names: "train.micro_batch", and "data.path" and "teacher",
-            for a text or a teacher that has moved. The text must be the same one.
+        changes: to its configuration from now on, by dotted names: "train.micro_batch" and "train.shard", and
+            "data.path" and "teacher", for a text or a teacher that has moved. The text must be the same one.
         say: where plain messages go.
+        ranks: as of `Trainer`; not those that the run was begun with.
 
     Raises:
         ValueError: no run there, no checkpoint, one that does not fit, another text, a change of anything else.
     """
+    if ranks is not None and not ranks.first:
+        say = _quiet
     config = read_run_config(folder)
     if other := [name for name in changes or {} if name not in MAY_CHANGE]:
         raise ValueError(
@@ -640,11 +706,15 @@ def open_run(
                 f"--init {folder}"
             )
     # The weights come from the checkpoint, not from where the run once started, which may be gone.
-    trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus)
+    trainer = Trainer(dataclasses.replace(config, init=""), folder, say=say, corpus=corpus, ranks=ranks)
     trainer.resume()
     if changes:
-        files.write_data(Path(folder) / "config.toml", dump_toml(config))
+        trainer.ranks.once(lambda: files.write_data(Path(folder) / "config.toml", dump_toml(config)))
     return trainer
+
+
+def _quiet(message: str) -> None:
+    """Where messages go that the first rank has said."""
 
 
 def _load_teacher(config: RunConfig) -> nn.Module | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flowlm.config import OptimConfig
+from flowlm.weights import like, whole
 
 
 class Optimizer:
@@ -58,7 +59,7 @@ class Optimizer:
     def step(self, step: int) -> Tensor:
         """Clip, update, clear the gradients; returns the gradient's norm before clipping."""
         limit = self.config.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self._parameters, limit)
+        norm = whole(nn.utils.clip_grad_norm_(self._parameters, limit))
         factor = self.scale(step)
         for optimizer, _, rate in self._groups:
             for group in optimizer.param_groups:
@@ -92,7 +93,8 @@ class Optimizer:
             name, quantity = key.rsplit("/", 1)
             optimizer, parameter = owners[name]
             # AdamW's step count stays a CPU-or-device scalar as torch made it; moments live with their parameter.
-            optimizer.state[parameter][quantity] = value.clone().to(parameter.device)
+            value = value.clone().to(parameter.device)
+            optimizer.state[parameter][quantity] = like(value, parameter) if value.dim() else value
 
 
 def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
