@@ -79,7 +79,7 @@ def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
     """The three presets."""
     name = str(dtype).removeprefix("torch.")
     if quick:
-        return [Case(recipe, steps=2, dtype=name, model=TINY) for recipe in PRESETS]
+        return [Case(recipe, steps=3, dtype=name, model=TINY) for recipe in PRESETS]
     return [Case(recipe, dtype=name) for recipe in PRESETS]
 
 
