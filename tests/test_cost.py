@@ -100,12 +100,13 @@ MAPS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("how", MAPS)
 def test_flops_of_a_flow_map(how: str, setting: str, folder: Path) -> None:
-    # Shares of 64 rows: of 8 there would be no boundary most of the time.
+    # Shares of 32 rows: of 8 there would be no boundary most of the time.
     parts = {"train.micro_batch": 16} if "train.micro_batch" in SETTINGS[setting] else {}
-    config = student_of("flow-map", setting, folder, MAPS[how] | {"train.batch": 64} | parts)
+    config = student_of("flow-map", setting, folder, MAPS[how] | {"train.batch": 32} | parts)
     a, b = cost_of(config).step_flops, flops_of_step(config)
     print("RATIO", a / b, config.objective)
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
@@ -216,6 +217,12 @@ def test_a_recipe_is_described_by_what_it_costs(capsys: pytest.CaptureFixture[st
         r"#   an estimate: [\d.,]+ (seconds|minutes|hours|days), at 40 % of the [\d,]+ GFLOP/s", text
     )
     assert tomllib.loads(text) == tomllib.loads(text[text.index("recipe =") :]) == to_dict(config)
+
+
+def test_the_vocabulary_is_the_datas_where_it_is_known() -> None:
+    assert models_of(load_recipe("grammar"))[0].vocab_size == 310
+    assert models_of(load_recipe("text"))[0].vocab_size == 4096
+    assert models_of(load_recipe("lm1b-flm"))[0].vocab_size == 30_522
 
 
 def test_whether_it_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

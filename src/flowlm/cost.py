@@ -17,6 +17,9 @@ import torch
 
 from flowlm import posterior
 from flowlm.config import RunConfig, default_run_folder, load_recipe, recipe_path
+from flowlm.data.corpora import DataConfig
+from flowlm.data.grammar import Grammar
+from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import describe, resolve_device, resolve_dtype
 from flowlm.families import family, family_of
@@ -130,11 +133,18 @@ def models_of(config: RunConfig) -> tuple[DenoiserConfig, DenoiserConfig | None]
     elif kind.taught and (config.objective != "flow-map" or config.model == DenoiserConfig()):
         raise ValueError("what a student costs is known with its teacher: name it with --teacher RUN")
     model = dataclasses.replace(teacher or config.model, **kind.fill(config))
-    if not model.vocab_size and not config.data.vocab_size:
-        raise ValueError(
-            "what it costs is known with the size of its vocabulary, which the data decides: say --model.vocab-size V"
-        )
-    return dataclasses.replace(model, vocab_size=model.vocab_size or config.data.vocab_size), teacher
+    return dataclasses.replace(model, vocab_size=model.vocab_size or _vocabulary(config.data)), teacher
+
+
+def _vocabulary(data: DataConfig) -> int:
+    """V as far as it is known before a text is read: of words, at most so many."""
+    if data.vocab_size:
+        return data.vocab_size
+    if data.corpus == "grammar" and data.tokenizer == "words":
+        return Tokenizer.train_words((), vocab=Grammar().vocabulary).vocab_size
+    raise ValueError(
+        "what it costs is known with the size of its vocabulary, which the data decides: say --model.vocab-size V"
+    )
 
 
 def _teacher(name: str) -> DenoiserConfig:
@@ -456,7 +466,7 @@ def lines(config: RunConfig, cost: Cost) -> list[str]:
         f"parameters: {cost.parameters:,}, of them {cost.backbone:,} in the backbone",
         f"tokens: {_power(cost.tokens)} ({train.steps:,} steps × {train.batch} passages × {length})",
         f"compute: {_power(cost.step_flops)} FLOPs a step, {_power(cost.run_flops)} for the run",
-        f"memory: {_bytes(memory.total)} a GPU, with {rows} passages in a forward pass, in bfloat16:",
+        f"memory: about {_bytes(memory.total)} a GPU, with {rows} passages in a forward pass, in bfloat16:",
         f"  {parts}",
         f"time: {cost.gpu_hours:,.3g} GPU hours, if an H200 reaches 40 % of its 989 TFLOP/s in dense bfloat16",
     ]
@@ -480,7 +490,7 @@ def here(config: RunConfig) -> list[str]:
     taken = _time(cost.run_flops / (speed * UTILISATION))
     return [
         f"here: {describe(device)}, {_bytes(there)} of {where}",
-        f"  in {name}, with {rows} passages in a forward pass, it takes {_bytes(needed)}: {fits}",
+        f"  in {name}, with {rows} passages in a forward pass, it takes about {_bytes(needed)}: {fits}",
         f"  an estimate: {taken}, at 40 % of the {speed / 1e9:,.0f} GFLOP/s that one product of matrices reaches",
     ]
 
