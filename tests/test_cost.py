@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flowlm.config import RunConfig, dotted, from_dict, load_recipe, merge, nested, to_dict
-from flowlm.cost import cost_of, described, here, lines, models_of
+from flowlm.cost import _memory_of, cost_of, described, here, lines, models_of
 from flowlm.denoiser import DenoiserConfig
 from flowlm.families import family_of
 from flowlm.training.flops import flops_of_step
@@ -231,6 +231,15 @@ def test_whether_it_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, said in ((needed + 1, "it fits"), (needed - 10_000_000, "it does not fit, by 10 MB")):
         monkeypatch.setattr("flowlm.cost._memory_of", lambda device, there=there: there)
         assert here(config)[1].endswith(said)
+
+
+def test_memory_is_what_a_container_has_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowlm.cost.CONTAINER", tmp_path / "none")
+    whole = _memory_of(torch.device("cpu"))
+    monkeypatch.setattr("flowlm.cost.CONTAINER", tmp_path / "limit")
+    for limit, found in (("max", whole), (str(whole // 2), whole // 2), (str(2 * whole), whole)):
+        (tmp_path / "limit").write_text(limit + "\n")
+        assert _memory_of(torch.device("cpu")) == found
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,8 @@ H200, UTILISATION = 989e12, 0.4
 COUNTED = ("flow", "flow-map", "ar", "mdlm", "duo", "sdtt", "duo-dcd")
 #: Bytes of a number in float32, in which weights, gradients, moments and averages are kept.
 SINGLE = 4
+#: Where Linux says how many bytes a container may take, or "max".
+CONTAINER = Path("/sys/fs/cgroup/memory.max")
 #: Sinusoids that `TimeEmbedding` makes of a time.
 SINUSOIDS = 256
 
@@ -187,6 +189,8 @@ class _Sizes:
         self.hidden_matrices = [
             tuple(p.shape) for name, p in network.named_parameters() if is_hidden_matrix(name, p)
         ]
+        #: Weights of the matrices inside the blocks, that every token meets.
+        self.inside = sum(m * n for m, n in self.hidden_matrices)
         #: Times that it reads, 0 of a family that reads none.
         self.times = sum(hasattr(network, name) for name in ("time_embedding", "end_embedding"))
         self.embedding, self.mean = named["embedding"], named.get("mean", 0)
@@ -202,22 +206,22 @@ class _Sizes:
 
     def forward(self, rows: float) -> float:
         """A call without the head."""
-        tokens, d, shape = rows * self.length, self.width, self.config.backbone
-        blocks = shape.depth * (4 * d * d + 2 * d * self.hidden)
-        attention = shape.depth * 4 * tokens * self.length * d
+        tokens, shape = rows * self.length, self.config.backbone
+        attention = shape.depth * 4 * tokens * self.length * self.width
         times = self.times * 2 * rows * shape.conditioning * (SINUSOIDS + shape.conditioning)
-        return 2 * tokens * blocks + attention + self._modulation(rows) + times + self._local(tokens, rows)
+        return (
+            2 * tokens * self.inside + attention + self._modulation(rows) + times + self._local(tokens, rows)
+        )
 
     def backward(self, rows: float) -> float:
         """What a call and its head take on the way back, with what is made again there."""
-        tokens, d, shape = rows * self.length, self.width, self.config.backbone
-        blocks = shape.depth * (4 * d * d + 2 * d * self.hidden)
+        tokens, shape = rows * self.length, self.config.backbone
         # Two products of a forward pass have two gradients each; a fused kernel makes the scores again.
-        attention = shape.depth * (10 if self.fused else 8) * tokens * self.length * d
+        attention = shape.depth * (10 if self.fused else 8) * tokens * self.length * self.width
         modulation = (2 if self.times else 1) * self._modulation(rows)  # to a constant no gradient passes
         times = self.times * 2 * rows * shape.conditioning * (SINUSOIDS + 2 * shape.conditioning)
         head = 2 * self.head(tokens) + self.head(self.again(tokens))
-        return 4 * tokens * blocks + attention + modulation + times + head + self._local_backward(tokens)
+        return 4 * tokens * self.inside + attention + modulation + times + head + self._local_backward(tokens)
 
     @property
     def fused(self) -> bool:
@@ -373,7 +377,7 @@ def _memory(
     if student.config.state == "random" or (teacher is not None and _shares_embedding(config)):
         frozen = student.embedding + (student.mean if teacher is not None else 0)
     trained = student.parameters - frozen
-    muons = sum(m * n for m, n in student.hidden_matrices) if config.optim.muon_lr else 0
+    muons = student.inside if config.optim.muon_lr else 0
     # A student that becomes its own teacher, round by round, keeps the first one beside it.
     teachers = 2 if config.objective in ("sdtt", "duo-dcd") else 1
     return Memory(
@@ -404,7 +408,7 @@ def _activations(
     kept += tokens * d * (3 * SINGLE + 2 * number)
     if number < SINGLE:
         # Autocast keeps its casts of the matrices, and the head's of the last chunks.
-        kept += number * (sum(m * n for m, n in student.hidden_matrices) + 2 * d * v)
+        kept += number * (student.inside + 2 * d * v)
     if student.told_apart:
         weighed = min(tokens, max(1, posterior.CHUNK_ELEMENTS // student.told_apart)) * student.told_apart
         kept += 3 * SINGLE * weighed + tokens * d * number
@@ -511,17 +515,20 @@ def _time(seconds: float) -> str:
 
 
 def _memory_of(device: torch.device) -> int:
-    """Bytes of the device, or of the machine where the processor is the device."""
+    """Bytes of the device; where the processor is the device, of the machine, or what a container has of it."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = CONTAINER.read_text(encoding="utf-8").strip() if CONTAINER.exists() else ""
+    return min(whole, int(limit)) if limit.isdigit() else whole
 
 
 def _speed(device: torch.device, dtype: torch.dtype, model: _Sizes, seconds: float = 0.5) -> float:
     """FLOP/s of the product (2048 × d)·(d × hidden), the best of those done in so many seconds, and at least two."""
     width, hidden = model.width, model.hidden
-    left = torch.randn(2048, width, device=device, dtype=dtype)
-    right = torch.randn(width, hidden, device=device, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(2048, width, generator=generator).to(device, dtype)
+    right = torch.randn(width, hidden, generator=generator).to(device, dtype)
     best, end, count = float("inf"), time.perf_counter() + seconds, 0
     while count < 2 or time.perf_counter() < end:
         start = time.perf_counter()
