@@ -2,8 +2,8 @@
 
     python examples/your_own_text.py my.txt runs/mine [STEPS]
 
-The text has a passage a line. STEPS, 1500 unless given, are those of the FLM: a quarter of an hour for a small text on
-two cores, and as long again for its student. Both runs, and what they have learned, are then in the second folder.
+The text has a passage a line. STEPS, 1500 unless given, are those of the FLM, half as many those of its student; the
+time left is shown. Both runs, and what they have learned, are then in the second folder.
 """
 
 import sys

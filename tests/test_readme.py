@@ -22,6 +22,7 @@ from flowlm import runs
 from flowlm.cli import main
 from flowlm.config import recipe_path
 from flowlm.data.grammar import Grammar
+from flowlm.data.registry import CORPORA
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +46,9 @@ SHRINK = {
         f"--flow-map.rollout-steps 2 {SHAPE}"
     ),
 }
+
+#: Corpora whose text no test has; `tinystories` is also a recipe, for one's own.
+NAMED = {*CORPORA} - {"tinystories"}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -85,6 +89,14 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # Their own tests run them; here the options must exist.
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         importlib.import_module("run").parse(words[2:])
+    elif words[1] == "prepare" and words[2] in NAMED:
+        prepared: list[Any] = []
+        monkeypatch.setattr(
+            "flowlm.data.corpora.prepare_corpus", lambda *args: prepared.append(args) or Path("rows")
+        )
+        assert main(words[1:]) == 0
+        config, length = prepared[0][:2]
+        assert (config.corpus, length) == (words[2], CORPORA[words[2]].length)
     elif words[1] == "demo":
         asked: dict[str, Any] = {}
         monkeypatch.setattr("flowlm.demo.run_demo", lambda out, **options: asked.update(options, out=out))

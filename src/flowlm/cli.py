@@ -21,7 +21,7 @@ flowlm: language models that write a whole passage in one forward pass
 
   flowlm train RECIPE.toml [--out RUN] [--train.steps N ...]     train an FLM: noise to text, many small steps
   flowlm distill RECIPE.toml --teacher RUN [--out RUN2]          distil it into an FMLM: noise to text, one step
-  flowlm prepare RECIPE.toml [--out FOLDER]                      tokenise its text ahead, for large ones
+  flowlm prepare RECIPE.toml|lm1b|… [--out FOLDER]               tokenise its text ahead, for large ones
   flowlm train --resume RUN                                      continue an interrupted run, bit for bit
   flowlm generate [RUN] [--num 8] [--steps 1] [--seed 0]         write passages
   flowlm evaluate [RUN|FILE] [--steps 1,2,4,8,16,64]             measure them
@@ -245,6 +245,9 @@ class PrepareOptions:
 
     `flowlm train` does this by itself, into its cache. Do it ahead for a large text, or to take the rows to another
     machine: `--data.path FOLDER` then stands for the text. What is interrupted or killed goes on where it was.
+
+    In place of a recipe stands a corpus by name: lm1b, lm1b-unwrapped, openwebtext, text8, wikitext. Its text comes
+    from the Hugging Face hub, or with --data.path from a folder of its Parquet files.
     """
 
     out: str = ""
@@ -259,12 +262,26 @@ class PreparedLength:
     """L, tokens in a passage: that of the model which will read them."""
 
 
+def _recipe_or_corpus(name: str) -> dict[str, Any]:
+    """The tables of a recipe; of a corpus by name, if no recipe has it, with the length that is usual for it."""
+    from flowlm.config import read_toml, recipe_path
+    from flowlm.data.registry import CORPORA
+
+    try:
+        path = recipe_path(name)
+    except ValueError:
+        if name not in CORPORA:
+            raise
+        return {"data": {"corpus": name}, "model": {"length": CORPORA[name].length}}
+    return read_toml(path)
+
+
 def _prepare(args: list[str]) -> int:
-    from flowlm.config import from_dict, read_toml, recipe_path
+    from flowlm.config import from_dict
     from flowlm.data.corpora import DataConfig, prepare_corpus
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
-    values = read_toml(recipe_path(recipe)) if recipe else {}
+    values = _recipe_or_corpus(recipe) if recipe else {}
     try:
         data = from_dict(DataConfig, values.get("data", {}), "data.")
         model = PreparedLength(values.get("model", {}).get("length", PreparedLength.length))
@@ -279,7 +296,7 @@ def _prepare(args: list[str]) -> int:
         bases=(PrepareOptions,),
         frozen=True,
     )
-    options = _options(kind, kind(), args, "flowlm prepare [RECIPE.toml]", PrepareOptions.__doc__)
+    options = _options(kind, kind(), args, "flowlm prepare [RECIPE.toml|CORPUS]", PrepareOptions.__doc__)
     folder = prepare_corpus(
         options.data, options.model.length, Path(options.out) if options.out else None, _say
     )

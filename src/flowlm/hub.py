@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["SCHEME", "fetch_file", "located", "push"]
+__all__ = ["SCHEME", "fetch_file", "located", "push", "reaching"]
 
 SCHEME = "hf://"
 _FILES = ["*.json", "*.safetensors", "*.toml", "README.md"]
@@ -24,12 +24,15 @@ def located(name: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     repo, revision = _parts(str(name))
-    with _reaching(f"{SCHEME}{repo}", "give the folder of a model that is on this machine"):
+    with reaching(f"{SCHEME}{repo}", "give the folder of a model that is on this machine"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
 
 
-def fetch_file(repository: str, name: str) -> Path:
+def fetch_file(repository: str, name: str, instead: str = "give the path of the file without --hub") -> Path:
     """A file of a repository, NAME or NAME@REVISION, where it lies on this machine.
+
+    Args:
+        instead: what to do without it, for errors.
 
     Raises:
         ValueError: there is no such file, or no way to the hub.
@@ -37,7 +40,7 @@ def fetch_file(repository: str, name: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     repo, revision = _parts(repository)
-    with _reaching(f"{name} of {repo}", "give the path of the file without --hub"):
+    with reaching(f"{name} of {repo}", instead):
         return Path(hf_hub_download(repo, name, revision=revision))
 
 
@@ -61,7 +64,7 @@ def push(folder: Path, name: str, *, private: bool = False, say: Callable[[str],
     if not (folder / "config.json").exists():
         raise ValueError(f"{folder} holds no config.json: push what flowlm export or save_pretrained wrote")
     repo, revision = _parts(name)
-    with _reaching(f"{SCHEME}{repo}", "log in with `hf auth login`, and check the name"):
+    with reaching(f"{SCHEME}{repo}", "log in with `hf auth login`, and check the name"):
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         address = str(
@@ -78,7 +81,11 @@ def _parts(name: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def _reaching(what: str, else_: str) -> Iterator[None]:
+def reaching(what: str, else_: str) -> Iterator[None]:
+    """Around what is asked of the hub: its errors in plain words, with what to do `else_`.
+
+    ValueError: it cannot be reached, or refuses.
+    """
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -91,6 +98,11 @@ def _reaching(what: str, else_: str) -> Iterator[None]:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         raise ValueError(f"the hub cannot be reached, and {what} is not in its cache here: {else_}") from None
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the hub refuses {what} ({reason}): check the name; else {else_}") from None
+    except Exception as error:
+        # Its file system hands on the errors of the library that speaks HTTP, which differs between versions.
+        if not any(kind.__name__ in ("TransportError", "RequestException") for kind in type(error).__mro__):
+            raise
+        raise ValueError(f"the hub cannot be reached ({error}), for {what}: {else_}") from None

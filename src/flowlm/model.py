@@ -195,9 +195,10 @@ class FlowLM:
 
     def _text(self, row: list[int]) -> str:
         """The passage of a row; where passages were wrapped into rows, all that stands in it, one a line."""
+        begin = self.data.get("bos", "")
         if self.data.get("rows") == "wrap":
-            return "\n".join(self.tokenizer.decode_all(row))
-        return self.tokenizer.decode(row)
+            return "\n".join(self.tokenizer.decode_all(row, begin))
+        return self.tokenizer.decode(self.tokenizer.opened(row, begin))
 
     def generate(self, num: int, steps: int = 1, **options: Any) -> list[str]:
         """num passages in `steps` network calls each, as texts.

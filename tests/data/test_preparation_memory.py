@@ -31,8 +31,7 @@ from flowlm.cli import main
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-text, small, out, tokens = sys.argv[1:]
-common = f"--data.corpus text {tokens} --data.rows split --data.held-out 4 --model.length 64"
+text, small, out, common = sys.argv[1:]
 for path, folder in ((small, out + "-first"), (text, out)):  # the first loads all that is loaded once
     before = peak()
     command = ["prepare", *common.split(), "--data.path", path, "--out", folder]
@@ -41,6 +40,7 @@ print(json.dumps(peak() - before), file=open(out + ".json", "w"))
 """
 
 
+COMMON = "--data.corpus text --data.rows split --data.held-out 4 --model.length 64 "
 TOKENIZERS = {
     "words": "--data.tokenizer words",
     "pieces": "--data.tokenizer bpe --data.vocab-size 512",
@@ -52,9 +52,12 @@ def prepare(text: Path, folder: Path, tokenizer: str) -> tuple[int, dict[str, in
     """Bytes that preparing this text adds to the peak of a process which has prepared a small one; its meta.json."""
     small = folder / "small.txt"
     small.write_text("\n".join(f"{a} {b}" for a, b in itertools.pairwise(WORDS)), encoding="utf-8")
-    out = folder / f"rows-{text.stem}"
+    return measured(text, small, folder / f"rows-{text.stem}", COMMON + TOKENIZERS[tokenizer])
+
+
+def measured(text: Path, small: Path, out: Path, options: str) -> tuple[int, dict[str, int]]:
     done = subprocess.run(
-        [sys.executable, "-c", BETWEEN, "-c", PREPARE, *map(str, (text, small, out)), TOKENIZERS[tokenizer]],
+        [sys.executable, "-c", BETWEEN, "-c", PREPARE, *map(str, (text, small, out)), options],
         capture_output=True,
         text=True,
     )
@@ -94,3 +97,41 @@ def test_a_line_that_is_a_whole_text(tokenizer: str, megabytes: int, most: int, 
     assert meta["max_tokens"] == count if tokenizer == "words" else meta["max_tokens"] > count
     assert meta["train"] > meta["max_tokens"] // 64
     assert added < most * 1_000_000
+
+
+def test_twenty_times_the_documents_of_a_corpus_by_name_take_no_more_memory(tmp_path: Path) -> None:
+    """In the form of OpenWebText: long documents in Parquet, the last of them held out."""
+    arrow = pytest.importorskip("pyarrow", reason="pyarrow comes with flowlm[data]")
+    import pyarrow.parquet as parquet
+
+    from helpers import REAL
+
+    if not (REAL / "gpt2").exists():
+        pytest.skip(f"no real tokenizer in {REAL}: set FLOWLM_TEST_DATA")
+    draw = random.Random(0)
+    documents = [" ".join(draw.choices(WORDS, k=500)) for _ in range(640)]
+
+    def corpus(files: int) -> Path:
+        folder = tmp_path / f"owt-{files}"
+        folder.mkdir()
+        for n in range(files):
+            own = [f"{WORDS[n]} {text}" for text in documents]
+            parquet.write_table(
+                arrow.table({"text": own}), folder / f"train-{n:05}.parquet", row_group_size=100
+            )
+        return folder
+
+    first, options = (
+        corpus(2),
+        f"--data.corpus openwebtext --data.tokenizer {REAL / 'gpt2'} --data.held-out 100",
+    )
+    added = {}
+    for files in (2, 40):
+        path = first if files == 2 else corpus(40)
+        added[files], meta = measured(
+            path, first, tmp_path / f"rows-{files}", f"{options} --model.length 1024"
+        )
+        assert meta["documents"] == 640 * files
+        assert meta["held_out_documents"] == 100
+    # more than 80 MB of text, and twice that as lists of ids
+    assert added[40] - added[2] < 12_000_000, added

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flowlm.denoiser import Denoiser
+from flowlm.device import can_compile
 from flowlm.objectives.derivative import METHODS, rate_at_the_end, rate_at_the_start
 from flowlm.objectives.identities import (
     cfm_drift,
@@ -159,3 +160,17 @@ def test_attention_without_a_forward_derivative() -> None:
         rate_at_the_end(fused, y, s, t, "jvp")
     rate = rate_at_the_end(fused, y, s, t, "difference").rate
     torch.testing.assert_close(rate, rate_at_the_end(net, y, s, t, "difference").rate, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler")
+def test_rates_of_compiled_networks() -> None:
+    """Forward mode leaves compiled code aside, differences take it: both give what the network gives without it."""
+    net, y, s, t = case("low-rank")
+    wanted = {method: rate_at_the_end(net, y, s, t, method).rate for method in METHODS}
+    net.backbone.compile()
+    found = {method: rate_at_the_end(net, y, s, t, method).rate for method in METHODS}
+    assert torch.equal(found["jvp"], wanted["jvp"])
+    # Compiled code rounds otherwise, and a difference divides that.
+    torch.testing.assert_close(found["difference"], wanted["difference"], atol=1e-2, rtol=1e-2)
+    assert not torch.equal(found["difference"], wanted["difference"])

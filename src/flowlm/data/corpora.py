@@ -19,11 +19,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flowlm.data import docs
+from flowlm.data import docs, download
+from flowlm.data.detokenize import DETOKENIZERS
 from flowlm.data.grammar import Grammar
 from flowlm.data.preparation import prepare
 from flowlm.data.prepared import Prepared, Recipe, is_prepared, open_prepared, reuse, token_dtype
 from flowlm.data.readers import TextReader
+from flowlm.data.registry import (
+    CORPORA,
+    TOKENIZERS,
+    Sides,
+    described,
+    local_files,
+    own_tokenizer,
+    refuse_other,
+)
 from flowlm.data.tokens import MIN_BPE, Tokenizer
 from flowlm.rng import key
 
@@ -32,10 +42,12 @@ __all__ = ["Corpus", "DataConfig", "cache_folder", "load_corpus", "prepare_corpu
 Report = Callable[[str], None]
 
 _KNOWN = {
-    "corpus": ("grammar", "docs", "text"),
-    "unit": ("line", "paragraph", "document"),
-    "rows": ("cut", "split", "drop", "wrap"),
+    "corpus": ("grammar", "docs", "text", *CORPORA),
+    "unit": ("line", "paragraph", "document", "record", "piece"),
+    "rows": ("cut", "split", "drop", "wrap", "chunk"),
     "unknown": ("keep", "drop"),
+    "detokenizer": ("", *DETOKENIZERS),
+    "split": ("hash", "last"),
 }
 _TRAINED = ("words", "bpe")
 _CHUNK = 1 << 14  # passages worked on at a time: bounds memory, changes nothing
@@ -47,20 +59,29 @@ class DataConfig:
 
     corpus: str = "grammar"
     """"grammar" (stories whose law is known exactly), "docs" (English sentences from the docstrings of Python's
-    library and of torch's packages) or "text" (your own)."""
+    library and of torch's packages), "text" (your own), or a published one by its name: "lm1b", "lm1b-unwrapped",
+    "openwebtext", "text8", "wikitext", "tinystories". A name decides unit, rows, bos, detokenizer and split, and the
+    tokenizer and what is held out unless they are given."""
     path: str = ""
     """text: a file or folder of .txt, .jsonl, .csv or .parquet, plain or in .gz, .xz, .bz2 or .zip; or a folder
-    that `flowlm prepare` wrote."""
+    that `flowlm prepare` wrote. A corpus by name: a folder of its Parquet files, in place of the hub's."""
     field: str = "text"
     """text: the field of .jsonl, or column of .csv and .parquet, that is read."""
     encoding: str = "utf-8"
     """text: of its files."""
     unit: str = "line"
     """text: a passage is a "line", a "paragraph" (blank lines between) or a "document" (a file, or a record of
-    .jsonl, .csv, .parquet)."""
+    .jsonl, .csv, .parquet); a "record" is a document exactly as it stands, a "piece" a part of one that is cut every
+    65,536 characters."""
     rows: str = "cut"
     """A passage of more than L-1 tokens: "cut" drops its end, "split" makes several rows of it, "drop" leaves it
-    out. "wrap" joins all passages, each closed by [EOS], and cuts them into full rows."""
+    out. "wrap" joins all passages, each closed by [EOS], and cuts them into full rows; "chunk" joins them with
+    nothing between, and leaves out what fills no row."""
+    bos: str = ""
+    """existing tokenizer: its token that begins every row, which [EOS] then ends, wrapped ones too; what fills no row
+    is left out of those. None when empty."""
+    detokenizer: str = ""
+    """text: how the spacing of tokenised text is undone first: "lm1b", or not at all when empty."""
     tokenizer: str = "words"
     """"words" (words and punctuation), "bpe" (byte-level pieces, trained on the text), or the path of an existing
     one: tokenizer.json, WordPiece's vocab.txt, or GPT-2's encoder.json or vocab.json with its merges."""
@@ -75,14 +96,19 @@ class DataConfig:
     num: int = 200_000
     """grammar: stories drawn for training."""
     held_out: int = 2_000
-    """Passages held out, in whole documents; of a text at most a tenth."""
+    """Passages held out, in whole documents; of a text at most a tenth. With split = "last", documents."""
+    split: str = "hash"
+    """text: held-out documents are chosen by their "hash", or are the "last" ones. A corpus by name may have files of
+    its own for them: "test", "validation"."""
     seed: int = 0
     """grammar: which stories are drawn. The split of a text does not depend on it."""
 
     def __post_init__(self) -> None:
+        if self.corpus in CORPORA:
+            self._take_own()
         for name, known in _KNOWN.items():
             value = getattr(self, name)
-            if value not in known:
+            if value not in known and not (name == "split" and self.corpus in CORPORA):
                 nearest = difflib.get_close_matches(str(value), known, n=1, cutoff=0.0)[0]
                 raise ValueError(
                     f"data.{name} = {value!r} is unknown: the nearest known name is {nearest!r}; known: "
@@ -93,7 +119,8 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
         existing = self.tokenizer not in _TRAINED
         place = Path(self.tokenizer)
-        if existing and not (place.suffix or place.exists() or {"/", os.sep} & {*self.tokenizer}):
+        named = self.corpus in CORPORA and self.tokenizer in TOKENIZERS
+        if existing and not (named or place.suffix or place.exists() or {"/", os.sep} & {*self.tokenizer}):
             nearest = difflib.get_close_matches(self.tokenizer, _TRAINED, n=1, cutoff=0.0)[0]
             raise ValueError(
                 f"data.tokenizer = {self.tokenizer!r} is unknown: the nearest known name is {nearest!r}; known: "
@@ -103,10 +130,15 @@ class DataConfig:
             raise ValueError(
                 f"data.vocab_size = {self.vocab_size}: an existing tokenizer has the size it has; leave it 0"
             )
-        if not existing and (self.eos or self.pad):
+        if not existing and (self.eos or self.pad or self.bos):
             raise ValueError(
-                f"data.eos and data.pad name tokens of an existing tokenizer, and data.tokenizer = {self.tokenizer!r} "
-                "makes its own: leave them empty"
+                f"data.eos, data.pad and data.bos name tokens of an existing tokenizer, and data.tokenizer = "
+                f"{self.tokenizer!r} makes its own: leave them empty"
+            )
+        if self.bos and self.rows == "chunk":
+            raise ValueError(
+                f"data.rows = 'chunk' puts nothing between and around, and data.bos = {self.bos!r} would: leave it "
+                "empty, or use data.rows = 'wrap'"
             )
         if self.tokenizer == "bpe" and self.vocab_size == 0:
             raise ValueError(
@@ -122,11 +154,40 @@ class DataConfig:
             raise ValueError(
                 f"data.vocab_size = {self.vocab_size}: the grammar needs all of its known words; leave it 0"
             )
-        if self.corpus != "text" and self.path:
+        if self.corpus in ("grammar", "docs") and self.path:
             raise ValueError(
                 f"data.path = {self.path!r}, but data.corpus = {self.corpus!r} brings its own text: set data.corpus = "
                 "'text' to learn from the path, or leave it out"
             )
+
+    def _take_own(self) -> None:
+        """Fill in what the corpus's name decides, where it was left at its default.
+
+        ValueError: it was set to something else.
+        """
+        named, default = CORPORA[self.corpus], type(self)
+        begun = self.unit == named.unit  # filled in before: what stands at a default now was set to it
+        for name, own in named.decided.items():
+            value = getattr(self, name)
+            if value != own and (begun or value != getattr(default, name)):
+                raise ValueError(
+                    f"data.{name} = {value!r}, and {self.corpus} is made with {own!r}: leave it out, or take the text "
+                    "as data.corpus = 'text', under no name"
+                )
+            object.__setattr__(self, name, own)
+        if self.eos or self.pad:
+            raise ValueError(
+                f"data.eos and data.pad: {self.corpus} has its tokenizer's own; leave them empty"
+            )
+        if begun and self.tokenizer in _TRAINED:
+            raise ValueError(
+                f"data.tokenizer = {self.tokenizer!r}, and {self.corpus} is made with {named.tokenizer!r}: leave it "
+                "out, or give the path of that one"
+            )
+        if not begun and self.tokenizer == default.tokenizer:
+            object.__setattr__(self, "tokenizer", named.tokenizer)
+        if not begun and named.held_out and self.held_out == default.held_out:
+            object.__setattr__(self, "held_out", named.held_out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +207,7 @@ LONG_WORD = 20
 def _hints(config: DataConfig, meta: Mapping[str, Any]) -> Iterable[str]:
     """What of settings and text goes badly together, and what would do instead."""
     filling = 1 - meta["tokens"] / (meta["train"] * meta["length"])
-    if filling > 0.5 and config.rows != "wrap":
+    if filling > 0.5 and config.rows not in ("wrap", "chunk") and config.corpus not in CORPORA:
         longest = meta["max_tokens"] + 1
         instead = (
             f"--model.length {longest} holds every passage"
@@ -185,8 +246,8 @@ def load_corpus(
     _check_length(length)
     if config.corpus == "grammar":
         return _grammar(config, length, tokenizer, say if counts else _silent)
-    found, versions = _text(config, length, tokenizer, None, say, (like or {}).get("versions"))
-    meta = _described(config, found, versions, say if counts else _silent)
+    found, origin = _text(config, length, tokenizer, None, say, (like or {}).get("versions"))
+    meta = _described(config, found, origin, say if counts else _silent)
     return Corpus(found.train, found.held_out, found.tokenizer, meta)
 
 
@@ -209,8 +270,8 @@ def prepare_corpus(config: DataConfig, length: int, folder: Path | None, report:
     _check_length(length)
     if config.corpus == "grammar":
         raise ValueError("data.corpus = 'grammar' is drawn anew in seconds: there is nothing to prepare")
-    found, versions = _text(config, length, None, folder, report)
-    _described(config, found, versions, report)
+    found, origin = _text(config, length, None, folder, report)
+    _described(config, found, origin, report)
     return found.folder
 
 
@@ -312,8 +373,16 @@ def _text(
     folder: Path | None,
     say: Report,
     like: Mapping[str, str] | None = None,
-) -> tuple[Prepared, dict[str, str]]:
-    """The prepared text: as it was given, from the cache, or made now; and the versions that `docs` is made of."""
+) -> tuple[Prepared, dict[str, Any]]:
+    """The prepared text: as it was given, from the cache, or made now; and where it comes from, for data.json."""
+    if length < 3 and config.bos:
+        raise ValueError(
+            f"length is {length}: rows have a token between data.bos and the end; give at least 3"
+        )
+    if config.corpus in CORPORA:
+        if tokenizer is None:
+            tokenizer = own_tokenizer(config.corpus, config.tokenizer)
+        refuse_other(config.corpus, tokenizer, "the model's tokenizer")
     named = config.tokenizer
     if named not in _TRAINED:
         # The file may move or change: what it says counts. A run that goes on has its own copy.
@@ -329,15 +398,32 @@ def _text(
         vocab_size=config.vocab_size,
         held_out=config.held_out,
         length=length,
+        bos=config.bos,
+        detokenizer=config.detokenizer,
+        split=config.split,
     )
     path = Path(config.path)
-    versions: dict[str, str] = {}
+    origin: dict[str, Any] = {}
     if config.corpus == "docs":
         path, versions = docs.build(cache_folder(), say, like)
+        origin = {"versions": versions, "licences": docs.LICENCES}
     if config.path and is_prepared(path):
-        return _given(path, recipe, tokenizer), versions
+        given = _given(path, recipe, tokenizer)
+        return given, given.meta.get("origin", {})
+    sides: Sides | None = None
+    if config.corpus in CORPORA:
+        if config.path:
+            sides, origin = local_files(config.corpus, path), described(config.corpus)
+        else:
+            sides, commit = download.fetch(config.corpus, cache_folder(), say)
+            path, origin = Path(os.path.commonpath(sides[0] + sides[1])), described(config.corpus, commit)
     reader = TextReader(
-        config.path if config.corpus == "text" else path, config.unit, config.field, config.encoding
+        config.path if config.corpus == "text" else path,
+        config.unit,
+        config.field,
+        config.encoding,
+        sides=sides,
+        detokenize=DETOKENIZERS.get(config.detokenizer),
     )
     if reader.left_out:
         say(f"{path}: files of other kinds are left out: {reader.left_out}")
@@ -358,18 +444,22 @@ def _text(
         return made
 
     own = "" if tokenizer is None else tokenizer.sha256
+    written = origin if config.corpus in CORPORA else {}  # rows that are taken elsewhere say what they are
     if folder is not None:
-        return prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False), versions
+        made = prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False, origin=written)
+        return made, origin
 
     def place(with_tokenizer: str) -> Path:
-        name = json.dumps([str(path.resolve()), vars(recipe), with_tokenizer])
-        return cache_folder() / f"{path.stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        name = json.dumps([str(path.resolve()), recipe.written(), with_tokenizer])
+        stem = config.corpus if config.corpus in CORPORA else path.stem
+        return cache_folder() / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     # A run that goes on, and a student, bring the tokenizer that the same recipe made: it is looked for, and nothing
     # else is ever made, in the recipe's own place.
     if own and (found := reuse(reader, recipe, place(""))) is not None and found.tokenizer.sha256 == own:
-        return found, versions
-    return prepare(reader, recipe, place(own), make, say, tokenizer_sha256=own), versions
+        return found, origin
+    made = prepare(reader, recipe, place(own), make, say, tokenizer_sha256=own, origin=written)
+    return made, origin
 
 
 def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepared:
@@ -390,7 +480,7 @@ def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepare
     return found
 
 
-def _described(config: DataConfig, found: Prepared, versions: dict[str, str], say: Report) -> dict[str, Any]:
+def _described(config: DataConfig, found: Prepared, origin: dict[str, Any], say: Report) -> dict[str, Any]:
     """The counts of a text for data.json; what one should know of them is said."""
     meta, name = found.meta, config.path or config.corpus
     say(
@@ -415,7 +505,7 @@ def _described(config: DataConfig, found: Prepared, versions: dict[str, str], sa
             if config.unknown == "drop"
             else f"{share} lie outside the vocabulary and became [UNK]"
         )
-    over, room = meta["cut"] + meta["split"] + meta["dropped_long"], meta["length"] - 1
+    over, room = meta["cut"] + meta["split"] + meta["dropped_long"], meta["length"] - 1 - bool(config.bos)
     if over:
         how = {
             "cut": f"cut, {meta['cut_tokens'] / (meta['mean_tokens'] * meta['passages']):.1%} of all tokens; "
@@ -423,7 +513,10 @@ def _described(config: DataConfig, found: Prepared, versions: dict[str, str], sa
             "split": "split into rows; data.rows = 'cut' would drop their ends",
             "drop": "left out",
         }[config.rows]
-        say(f"{over:,} of {meta['passages']:,} passages are longer than {room} tokens and [EOS]: {how}")
+        around = "its frame" if config.bos else "[EOS]"
+        say(f"{over:,} of {meta['passages']:,} passages are longer than {room} tokens and {around}: {how}")
+    if meta.get("left_over"):
+        say(f"{meta['left_over']:,} tokens at the ends of both sides fill no row, and are left out")
     if found.tokenizer.losses:
         say(f"tokens: {found.tokenizer.losses}")
     say(
@@ -439,7 +532,9 @@ def _described(config: DataConfig, found: Prepared, versions: dict[str, str], sa
         "unit": config.unit,
         "rows": config.rows,
     }
-    if config.corpus == "docs":
-        source |= {"versions": versions, "licences": docs.LICENCES}
-    left_out = ("format", "recipe", "files", "dtype", "seconds", "rows_sha256")
+    source |= {name: value for name in ("bos", "detokenizer") if (value := getattr(config, name))}
+    if config.split != "hash":
+        source["held_out_by"] = config.split
+    source |= origin
+    left_out = ("format", "recipe", "files", "dtype", "seconds", "rows_sha256", "origin")
     return source | {key: value for key, value in meta.items() if key not in left_out}

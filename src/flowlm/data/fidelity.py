@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["bytes_missing", "losses", "unknown_token"]
+__all__ = ["CHARACTER", "bytes_missing", "losses", "unknown_token"]
+
+CHARACTER = r"[\s\S]"
+"""What a tokenizer of characters splits a text into."""
 
 Described = dict[str, Any]  # the JSON of a tokenizer, or of a part of it
 
@@ -32,7 +35,7 @@ def losses(model: tokenizers.Tokenizer, described: Described, reserved: Sequence
         reserved: special tokens that a text must not become, the end token and the pad.
     """
     spelled = [name for name in reserved if _is_read(model, name)]
-    if not spelled and _is_exact(model, described):
+    if not spelled and (_is_exact(model, described) or _is_of_characters(described)):
         return ""
     said = [*_normalizing(described["normalizer"]), *_spacing(described)]
     said += _unknown(model, described)
@@ -71,6 +74,19 @@ def _is_exact(model: tokenizers.Tokenizer, described: Described) -> bool:
         and (described["decoder"] or {}).get("type") == "ByteLevel"
         and bytes_missing(model) == 0
         and all(_comes_back(model, token) for token in described["added_tokens"] if not token["special"])
+    )
+
+
+def _is_of_characters(described: Described) -> bool:
+    """Whether each character is a token, and a text that has others is refused."""
+    rules, split = described["model"], described["pre_tokenizer"] or {}
+    return (
+        rules["type"] == "WordLevel"
+        and rules["unk_token"] not in rules["vocab"]
+        and described["normalizer"] is None
+        and split.get("pattern") == {"Regex": CHARACTER}
+        and split.get("behavior") == "Isolated"
+        and (described["decoder"] or {}).get("type") == "Fuse"
     )
 
 

@@ -6,13 +6,15 @@ folder beside the final one until it is whole; what a kill leaves there is taken
 
 from __future__ import annotations
 
+import errno
+import io
 import itertools
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +45,7 @@ _CHUNK_CHARACTERS = 1 << 22
 _LONG = 1 << 16  # characters: longer passages are tokenised in parts
 _KEEP_EVERY = 5.0  # seconds between points that a killed preparation goes on from
 _PROGRESS_UNIT = 1 << 10
+_WIDEST = 64  # bytes of rows for a byte of text and a token of length, at most: less is never short of room
 
 Report = Callable[[str], None]
 
@@ -56,6 +59,7 @@ def prepare(
     *,
     tokenizer_sha256: str = "",
     replace: bool = True,
+    origin: Mapping[str, str] | None = None,
 ) -> Prepared:
     """Prepare a text into `folder`, or map what is there already for the same recipe and text.
 
@@ -65,10 +69,11 @@ def prepare(
         reader: of the text.
         recipe: what to do with it; named in meta.json.
         folder: of the result.
-        make_tokenizer: from all passages; called once.
+        make_tokenizer: from all passages; one that is known before takes none.
         say: where plain messages go.
         tokenizer_sha256: of the tokenizer that `make_tokenizer` gives, if that is known.
         replace: what the folder holds of another text or recipe; else that is an error.
+        origin: where the text comes from, for meta.json; nothing depends on it.
 
     Raises:
         ValueError: too little text, a text that changes meanwhile, or whatever its reader or tokenizer refuses.
@@ -94,10 +99,13 @@ def prepare(
             if not replace and (folder / META).exists():
                 _refuse(recipe, reader, folder)
             preparation = _Preparation(reader, recipe, folder, make_tokenizer, say, tokenizer_sha256)
+            preparation.origin = dict(origin or {})
             try:
                 preparation.run()
             except ValueError:
                 preparation.discard()  # it would not go better the next time
+                raise
+            except _NoRoom:
                 raise
             except OSError as error:
                 raise _unwritable(error, folder) from error
@@ -105,6 +113,10 @@ def prepare(
         return found
     finally:
         lock.release()
+
+
+class _NoRoom(OSError):
+    """The disk is too small for the rows."""
 
 
 def _unwritable(error: Exception, folder: Path) -> OSError:
@@ -147,13 +159,16 @@ class _Preparation:
         self.reader, self.recipe, self.folder, self.say = reader, recipe, folder, say
         self.make_tokenizer, self.tokenizer_sha256 = make_tokenizer, tokenizer_sha256
         self.work = folder.with_name(folder.name + ".partial")
+        self.origin: dict[str, str] = {}
 
     def run(self) -> None:
         """All of it, or what is left of it."""
         next(self.reader.documents(), None)  # a wrong field is told now, and not when all files are hashed
+        if self.tokenizer_sha256:
+            self._check_room(self.make_tokenizer(()))
         what = {
             "format": FORMAT,
-            "recipe": vars(self.recipe),
+            "recipe": self.recipe.written(),
             "files": self.reader.fingerprint(),
             "sha256": self.reader.sha256(),
         }
@@ -164,6 +179,8 @@ class _Preparation:
         if not (self.work / META).exists():
             scan = self._stage("scan.json", self._scan)
             tokenizer = self._tokenizer()
+            if not self.tokenizer_sha256:
+                self._check_room(tokenizer)
             counts = self._encode(tokenizer, scan)
             if counts["documents"] != scan["documents"] or self.reader.fingerprint() != what["files"]:
                 raise ValueError(
@@ -171,8 +188,33 @@ class _Preparation:
                 )
             meta = what | self._meta(scan, counts, tokenizer)
             meta["rows_sha256"] = {side: files.sha256(self.work / f"{side}.bin") for side in SIDES}
+            if self.origin:
+                meta["origin"] = self.origin
             files.write_json(self.work / META, meta)
         self._put_in_place()
+
+    def _check_room(self, tokenizer: Tokenizer) -> None:
+        """Whether the disk has room for what is still to be written, judged by the first documents.
+
+        _NoRoom: it has not.
+        """
+        free = shutil.disk_usage(self.folder.parent).free
+        if self.reader.bytes * _WIDEST * self.recipe.length < free:
+            return
+        first = next(_chunks(self.reader.documents()), [])
+        with io.BytesIO() as nowhere:
+            side = _Side(nowhere, tokenizer, self.recipe)
+            side.add(list(_encode(tokenizer, list(chain.from_iterable(first)))))
+            size = side.size + side.left * side.itemsize + 9 * side.counts["passages"]  # and their hashes
+        share = self.reader.done / self.reader.bytes or 1.0
+        there = sum(file.stat().st_size for file in self.work.glob("*")) if self.work.exists() else 0
+        if (need := size / share - there) > free:
+            raise _NoRoom(
+                errno.ENOSPC,
+                f"{self.folder} will take about {need / 1e9:,.2f} GB, and its disk has {free / 1e9:,.2f} GB left: free "
+                "some space, or choose another folder with --out, or for the cache with the variable FLOWLM_CACHE; "
+                "nothing was written",
+            )
 
     def _put_in_place(self) -> None:
         """The finished folder takes the place of an old one; a kill at any point leaves one of them whole."""
@@ -230,31 +272,50 @@ class _Preparation:
     # -- first pass: hashes, counts, which documents are held out --------------------------------------------
 
     def _scan(self) -> dict[str, Any]:
-        """Counts documents and passages, and chooses the held-out documents by the order of their hashes."""
-        candidates = Smallest(4 * self.recipe.held_out + 64)
-        documents = passages = 0
+        """Counts documents and passages, and says which documents are held out.
+
+        Those with the smallest hashes are, or the last ones: by their number, or as a split of their own.
+        """
+        by_hash = self.recipe.split == "hash"
+        candidates = Smallest(4 * self.recipe.held_out + 64 if by_hash else 0)
+        documents = passages = of_split = 0
         with self._progress("KiB looked at") as progress, (self.work / "hashes.bin").open("wb") as hashes:
             for document in self._documents(progress):
                 digests = [digest(passage) for passage in document]
                 hashes.write(b"".join(digests))
-                own = digests[0] if len(digests) == 1 else digest("\n".join(document))
-                candidates.add(int.from_bytes(own, "little"), len(document))
+                if by_hash:
+                    own = digests[0] if len(digests) == 1 else digest("\n".join(document))
+                    candidates.add(int.from_bytes(own, "little"), len(document))
+                of_split += self.reader.held_out
                 documents, passages = documents + 1, passages + len(document)
         if documents < 2:
             raise ValueError(self._too_few(documents))
-        if len(candidates.counts) < 2:
+        if by_hash and len(candidates.counts) < 2:
             raise ValueError(
                 f"data.path = {str(self.reader.path)!r}: all {documents} passages are the same, {document[0][:40]!r}; "
                 "held-out text must differ from training text: give at least two different passages"
             )
+        last = self.recipe.held_out if self.recipe.split == "last" else of_split
+        if not by_hash and not 0 < last < documents:
+            raise ValueError(self._no_sides(documents, last))
         distinct = count_distinct(self.work / "hashes.bin")
         return {
             "documents": documents,
             "passages": passages,
             "duplicates": passages - distinct,
             "control_characters": self.reader.control_characters,
-            "held": candidates.choose(max(1, min(self.recipe.held_out, passages // 10))),
+            "held": candidates.choose(max(1, min(self.recipe.held_out, passages // 10))) if by_hash else [],
+            "last": 0 if by_hash else last,
         }
+
+    def _no_sides(self, documents: int, held: int) -> str:
+        where = f"data.path = {str(self.reader.path)!r}"
+        if self.recipe.split == "last":
+            return (
+                f"{where} has {documents:,} documents, and the last {held:,} of them are held out: none is left to "
+                "train on; hold out fewer with data.held_out"
+            )
+        return f"{where}: there is no text in the split {self.recipe.split if not held else 'train'!r}: fetch it again"
 
     def _too_few(self, documents: int) -> str:
         where, unit = f"data.path = {str(self.reader.path)!r}", self.recipe.unit
@@ -263,8 +324,7 @@ class _Preparation:
         fix = {
             "line": "break the text into lines",
             "paragraph": "leave blank lines between paragraphs, or use data.unit = 'line'",
-            "document": "give several files or records, or use data.unit = 'paragraph'",
-        }[unit]
+        }.get(unit, "give several files or records, or use data.unit = 'paragraph'")
         if self.reader.has_records:
             unit, fix = "record", "records stay whole: give several"
         return f"{where} is a single {unit}: one passage is needed to train on and one to hold out; {fix}"
@@ -286,8 +346,10 @@ class _Preparation:
     # -- second pass: ids, rows ------------------------------------------------------------------------------
 
     def _encode(self, tokenizer: Tokenizer, scan: dict[str, Any]) -> dict[str, Any]:
-        held = set(scan["held"])
-        sides = {name: _Side(self.work / f"{name}.bin", tokenizer, self.recipe) for name in SIDES}
+        held, first_held = set(scan["held"]), scan["documents"] - scan.get("last", 0)
+        sides = {
+            name: _Side((self.work / f"{name}.bin").open("ab"), tokenizer, self.recipe) for name in SIDES
+        }
         outputs = [*(side.file for side in sides.values()), (self.work / "sides.bin").open("ab")]
         state_path = self.work / "state.json"
         done, before = 0, 0.0
@@ -306,7 +368,10 @@ class _Preparation:
         with self._progress("KiB tokenised") as progress:
             documents = itertools.islice(self._documents(progress), done, None)
             for chunk in _chunks(documents):
-                which = [is_held(document, held) for document in chunk]
+                which = [
+                    n >= first_held or (bool(held) and is_held(document, held))
+                    for n, document in enumerate(chunk, done)
+                ]
                 ids = _encode(tokenizer, list(chain.from_iterable(chunk)))
                 rows: dict[bool, list[list[int]]] = {False: [], True: []}
                 for document, held_out in zip(chunk, which):
@@ -337,11 +402,20 @@ class _Preparation:
     def _meta(self, scan: dict[str, Any], counts: dict[str, Any], tokenizer: Tokenizer) -> dict[str, Any]:
         train, held = counts["train"], counts["held_out"]
         both = {key: train[key] + held[key] for key in train}
+        later = {key: both[key] for key in ("left_over",) if key in both}
+        if self.recipe.split != "hash":
+            later["held_out_documents"] = scan["last"]
         where = f"data.path = {str(self.reader.path)!r}"
         for side, count in (("train", train), ("held_out", held)):
             if not count["rows"]:
+                use = "to train on" if side == "train" else "held out"
+                if count.get("left_over"):
+                    raise ValueError(
+                        f"{where}: the {count['left_over']:,} tokens {use} "
+                        f"do not fill a row of {self.recipe.length}: give more text, or a smaller model.length"
+                    )
                 raise ValueError(
-                    f"{where}: nothing is left {'to train on' if side == 'train' else 'held out'} of "
+                    f"{where}: nothing is left {use} of "
                     f"{scan['passages']:,} passages ({both['dropped_unknown']:,} dropped for unknown words, "
                     f"{both['dropped_long']:,} as longer than {self.recipe.length - 1} tokens): raise "
                     "data.vocab_size or model.length, or do not drop"
@@ -372,6 +446,7 @@ class _Preparation:
             "held_out_tokens": held["tokens"],
             "mean_tokens": both["ids"] / passages,  # of a passage as it stands in the text, without [EOS]
             "max_tokens": max(train["longest"], held["longest"]),
+            **later,
             "seconds": round(counts["seconds"], 3),
         }
 
@@ -440,16 +515,30 @@ _COUNTS = (
 
 
 class _Side:
-    """The rows of one side, written as they come."""
+    """The rows of one side, written as they come.
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, recipe: Recipe):
-        self.file: BinaryIO = path.open("ab")
+    A row is what fits of a passage, or of all of them wrapped, and the end token. With a begin token both frame it. Of
+    passages that are wrapped in frames, or joined without anything ("chunk"), only full rows are written.
+    """
+
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, recipe: Recipe):
+        self.file = file
         self.tokenizer, self.recipe = tokenizer, recipe
         self.dtype = token_dtype(tokenizer.vocab_size)
-        self.counts = dict.fromkeys(_COUNTS, 0)
+        self.itemsize = np.dtype(self.dtype).itemsize
+        self._begin = [tokenizer.id(recipe.bos)] if recipe.bos else []
+        self._close = [] if recipe.rows == "chunk" else [tokenizer.eos_id]  # after a passage
+        self._end = [tokenizer.eos_id] if recipe.bos else []  # after a row of wrapped passages
+        self._only_full = recipe.rows == "chunk" or (recipe.rows == "wrap" and bool(recipe.bos))
+        self.counts = dict.fromkeys((*_COUNTS, "left_over") if self._only_full else _COUNTS, 0)
         self.size = 0  # bytes written
         self._tail: list[int] = []  # wrap: ids of a block that is not full yet
         self.kinds: set[int] = set()  # the first few different ids
+
+    @property
+    def left(self) -> int:
+        """Ids that wait for a row to become full."""
+        return len(self._tail)
 
     def state(self) -> dict[str, Any]:
         return {"counts": self.counts, "tail": self._tail, "size": self.size, "kinds": sorted(self.kinds)[:2]}
@@ -459,7 +548,9 @@ class _Side:
         self.size = state["size"]
 
     def add(self, passages: Sequence[list[int]]) -> None:
-        counts, room, unk = self.counts, self.recipe.length - 1, self.tokenizer.unk_id
+        counts, unk = self.counts, self.tokenizer.unk_id
+        room = self.recipe.length - 1 - len(self._begin)
+        inner = self.recipe.length - len(self._begin) - len(self._end)
         rows: list[list[int]] = []
         for ids in passages:
             counts["passages"] += 1
@@ -475,10 +566,10 @@ class _Side:
                 continue
             if len(self.kinds) < 2:
                 self.kinds.update(ids)
-            if self.recipe.rows == "wrap":
-                stream = [*self._tail, *ids, self.tokenizer.eos_id]
-                full = len(stream) - len(stream) % self.recipe.length
-                rows += [stream[a : a + self.recipe.length] for a in range(0, full, self.recipe.length)]
+            if self.recipe.rows in ("wrap", "chunk"):
+                stream = [*self._tail, *ids, *self._close]
+                full = len(stream) - len(stream) % inner
+                rows += [[*self._begin, *stream[a : a + inner], *self._end] for a in range(0, full, inner)]
                 self._tail = stream[full:]
                 continue
             if len(ids) > room:
@@ -491,7 +582,9 @@ class _Side:
                     ids = ids[:room]
                 else:
                     counts["split"] += 1
-            rows += [[*ids[a : a + room], self.tokenizer.eos_id] for a in range(0, len(ids), room)]
+            rows += [
+                [*self._begin, *ids[a : a + room], self.tokenizer.eos_id] for a in range(0, len(ids), room)
+            ]
         self._write(rows)
 
     def _write(self, rows: list[list[int]]) -> None:
@@ -506,9 +599,11 @@ class _Side:
         self.size += block.nbytes
 
     def close(self) -> None:
-        if self._tail:
+        if self._only_full:
+            self.counts["left_over"] = self.left
+        elif self._tail:
             self._write([self._tail])
-            self._tail = []
+        self._tail = []
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()

@@ -36,6 +36,7 @@ __all__ = [
 FORMAT = "flowlm-data/1"
 META = "meta.json"
 SIDES = ("train", "held_out")
+_LATER = ("bos", "detokenizer", "split")
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,20 @@ class Recipe:
     vocab_size: int
     held_out: int
     length: int
+    # What came later is written down only where it is used: what was prepared before is found again.
+    bos: str = ""
+    detokenizer: str = ""
+    split: str = "hash"
+
+    def written(self) -> dict[str, Any]:
+        """As it is written down, and as other recipes are told apart from it."""
+        later = {name: getattr(type(self), name) for name in _LATER}
+        return {k: value for k, value in vars(self).items() if k not in later or value != later[k]}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Where a recipe that was written down differs from this one."""
-        mine = vars(self)
-        return [f"{k} was {other.get(k)!r}, is {mine[k]!r}" for k in mine if other.get(k) != mine[k]]
+        mine, was = vars(self), {name: getattr(type(self), name) for name in _LATER} | other
+        return [f"{k} was {was.get(k)!r}, is {mine[k]!r}" for k in mine if was.get(k) != mine[k]]
 
 
 @dataclass(frozen=True, eq=False)

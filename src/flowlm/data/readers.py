@@ -22,7 +22,7 @@ import sys
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,8 @@ _PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 # Halves of pairs of UTF-16, which JSON may spell and no encoding writes, go with them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
 _DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
+
+_PIECE = 1 << 16  # characters
 
 Fingerprint = list[list[Any]]
 """[name, bytes, time of change in ns] of every file: equal as long as nothing was touched."""
@@ -72,16 +74,28 @@ class TextReader:
 
     Args:
         path: a file, a .zip, or a folder, read with its sub-folders.
-        unit: a passage is a "line", a "paragraph" (blank lines between) or a "document".
+        unit: a passage is a "line", a "paragraph" (blank lines between) or a "document"; a "record" is a document
+            exactly as it stands, and a "piece" a part of one, cut every 65,536 characters, that stands alone.
         field: the field of .jsonl or column of .csv, .tsv and .parquet that holds the text.
         encoding: of all files.
+        sides: files of `path` to read in place of all, and those of a held-out split, which come last.
+        detokenize: what is done to every passage.
 
     Raises:
         ValueError: nothing there, nothing to read in it, no such field or column, a damaged archive, bytes that
             are not of the encoding: with file, line and fix.
     """
 
-    def __init__(self, path: str | Path, unit: str = "line", field: str = "text", encoding: str = "utf-8"):
+    def __init__(
+        self,
+        path: str | Path,
+        unit: str = "line",
+        field: str = "text",
+        encoding: str = "utf-8",
+        *,
+        sides: tuple[Sequence[Path], Sequence[Path]] | None = None,
+        detokenize: Callable[[str], str] | None = None,
+    ):
         if not str(path):
             raise ValueError("data.path is empty: data.corpus = 'text' needs a file or folder of text")
         self.path, self.unit, self.field = Path(path), unit, field
@@ -91,7 +105,9 @@ class TextReader:
             raise ValueError(
                 f"data.encoding = {encoding!r} is not known to Python: use utf-8, utf-16, latin-1, cp1252 or another"
             ) from None
-        self.encoding = encoding
+        self.encoding, self.sides, self.detokenize = encoding, sides, detokenize
+        self.held_out = False
+        """Whether the document that `documents` gave last is of the held-out split."""
         self.skipped: dict[str, int] = {}
         """Files of a folder or archive that are not read, by suffix."""
         self.files, self._entries = self._find()
@@ -130,6 +146,7 @@ class TextReader:
         self.done = self.control_characters = 0
         before = 0
         for file in self.files:
+            self.held_out = self.sides is not None and file in self.sides[1]
             with self._open_file(file) as raw, _archive(raw, self._entries[file]) as archive:
                 for entry in self._entries[file]:
                     yield from self._documents_of(entry, raw, archive, before)
@@ -141,8 +158,9 @@ class TextReader:
     ) -> Iterator[list[str]]:
         try:
             for document in self._read(entry, raw, archive, before):
-                if passages := self._passages(document):
-                    yield passages
+                for part in _pieces(document) if self.unit == "piece" else (document,):
+                    if passages := self._passages(part):
+                        yield passages
         except _DAMAGED as error:
             raise _damaged(entry, error) from None
         except (RuntimeError, NotImplementedError) as error:  # as zipfile has it
@@ -163,7 +181,9 @@ class TextReader:
 
     def _find(self) -> tuple[list[Path], dict[Path, list[_Entry]]]:
         try:
-            if self.path.is_dir():
+            if self.sides is not None:
+                files = [*self.sides[0], *self.sides[1]]
+            elif self.path.is_dir():
                 files = sorted(_walk(self.path))
             else:
                 files = [self.path]
@@ -250,7 +270,7 @@ class TextReader:
                 source = _jsonl(lines, entry, self.field)
             elif entry.kind in (".csv", ".tsv"):
                 source = _table(lines, entry, self.field, "," if entry.kind == ".csv" else "\t")
-            elif self.unit == "document":
+            elif self.unit in ("document", "record", "piece"):
                 source = iter([lines.read()])
             elif self.unit == "paragraph":
                 source = _paragraphs(lines)
@@ -261,6 +281,12 @@ class TextReader:
                 yield text
 
     def _passages(self, text: str) -> list[str]:
+        passages = self._cut(text)
+        return [self.detokenize(passage) for passage in passages] if self.detokenize else passages
+
+    def _cut(self, text: str) -> list[str]:
+        if self.unit in ("record", "piece"):
+            return [text] if self.unit == "piece" or text.strip() else []
         text, replaced = _CONTROL.subn(" ", text)
         self.control_characters += replaced
         if "\r" in text:  # plain text comes without, records may have them
@@ -327,6 +353,10 @@ def _walk(folder: Path) -> Iterator[Path]:
                 path = Path(here) / name
                 path.stat()
                 yield path
+
+
+def _pieces(text: str) -> Iterator[str]:
+    return (text[at : at + _PIECE] for at in range(0, len(text), _PIECE))
 
 
 def _hidden(path: Path) -> bool:

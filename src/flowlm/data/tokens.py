@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowlm.data import fidelity, pretrained
+from flowlm.data.fidelity import CHARACTER
 from flowlm.files import write_data, write_json
 
 if TYPE_CHECKING:
@@ -225,9 +226,12 @@ class Tokenizer:
             return join_words(self._tokens[i] for i in kept)
         return str(self._model.decode(kept, skip_special_tokens=False))
 
-    def decode_all(self, ids: Iterable[Any]) -> list[str]:
-        """The texts of `ids` between end tokens, of a row that holds several; nothing for the pads that fill it."""
-        row = [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+    def decode_all(self, ids: Iterable[Any], begin: str = "") -> list[str]:
+        """The texts of `ids` between end tokens, of a row that holds several; nothing for the pads that fill it.
+
+        Nor for the token `begin` that opens it, if rows have one.
+        """
+        row = self.opened(ids, begin)
         while row and row[-1] == self.pad_id:
             row.pop()
         texts, at = [], 0
@@ -236,6 +240,18 @@ class Tokenizer:
                 texts.append(self.decode(row[at:end]))
             at = end + 1
         return texts
+
+    def id(self, token: str) -> int:
+        """The id of a token. ValueError: it is not in the vocabulary."""
+        id = self._model.token_to_id(token)
+        if id is None:
+            raise ValueError(f"the tokenizer has no token {token!r}: name one of its vocabulary")
+        return int(id)
+
+    def opened(self, ids: Iterable[Any], begin: str) -> list[int]:
+        """`ids` without the token `begin` at their start, if it is there."""
+        row = [int(i) for i in (ids.tolist() if hasattr(ids, "tolist") else ids)]
+        return row[1:] if begin and row and self.token(row[0]) == begin else row
 
     def token(self, id: int) -> str:
         """The token as the vocabulary spells it. ValueError: an id outside 0..V-1."""
@@ -357,6 +373,18 @@ class Tokenizer:
         specials = [EOS, PAD] + [UNK] * any(word not in listed for word in counts)
         model.model = models.WordLevel({word: i for i, word in enumerate(specials + words)}, unk_token=UNK)
         model.add_special_tokens(specials)
+        return cls(model)
+
+    @classmethod
+    def of_characters(cls, alphabet: str) -> Tokenizer:
+        """A token for each character of `alphabet`, in its order, then [EOS] and [PAD]; no text may have others."""
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Model
+
+        model = Model(models.WordLevel({sign: i for i, sign in enumerate(alphabet)}))
+        model.pre_tokenizer = pre_tokenizers.Split(Regex(CHARACTER), "isolated")
+        model.decoder = decoders.Fuse()
+        model.add_special_tokens([EOS, PAD])
         return cls(model)
 
     @classmethod

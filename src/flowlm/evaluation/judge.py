@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from flowlm.data.corpora import Corpus
 from flowlm.data.grammar import Grammar
-from flowlm.data.tokens import UNK, Tokenizer, join_words
+from flowlm.data.tokens import UNK, join_words
 from flowlm.evaluation.copying import Copies
 from flowlm.evaluation.diversity import self_bleu, unigram_entropy
 from flowlm.evaluation.metrics import evaluate_texts, make_row, merged, passage, words
@@ -49,11 +49,12 @@ class TextJudge:
     def __init__(self, corpus: Corpus, say: Callable[[str], None] | None = None):
         self._held_out = corpus.held_out
         self._tokenizer = corpus.tokenizer
+        self._begin = str(corpus.meta.get("bos", ""))
         self._longest = int(corpus.train.shape[1])
         train: list[list[str]] = []
         count = 0
         for start in range(0, len(corpus.train), _ROWS):
-            new = [words(passage(t)) for t in _texts(corpus.tokenizer, corpus.train[start : start + _ROWS])]
+            new = [words(passage(t)) for t in self._texts(corpus.train[start : start + _ROWS])]
             train += new
             count += sum(map(len, new))
             if count > MOST_WORDS and start + _ROWS < len(corpus.train):
@@ -73,7 +74,7 @@ class TextJudge:
     def entropy(self) -> float:
         """That of the data: of all held-out passages, each by itself, in nats."""
         rows = self._held_out
-        parts = (_texts(self._tokenizer, rows[a : a + _ROWS]) for a in range(0, len(rows), _ROWS))
+        parts = (self._texts(rows[a : a + _ROWS]) for a in range(0, len(rows), _ROWS))
         return unigram_entropy([words(passage(text)) for part in parts for text in part])
 
     def scores(self, texts: Sequence[str]) -> Scores:
@@ -112,7 +113,7 @@ class TextJudge:
         order = self._order(seed)
         half = min(num, len(order) // 2)
         first, second = order[:half], order[len(order) - half :]
-        return _texts(self._tokenizer, self._held_out[first]), _texts(self._tokenizer, self._held_out[second])
+        return self._texts(self._held_out[first]), self._texts(self._held_out[second])
 
     def reference_rows(
         self,
@@ -130,7 +131,7 @@ class TextJudge:
         # Where the training text has nothing unknown, a tokenizer that was made for it may have no token for that.
         drawn = self.scorer.sample(num, seed, self._longest, unknown=self._has_unknown)
         texts = {
-            "held-out": _texts(self._tokenizer, self._held_out[np.sort(self._order(seed)[:num])]),
+            "held-out": self._texts(self._held_out[np.sort(self._order(seed)[:num])]),
             f"{ORDER}-gram": [join_words(map(str, text)) for text in drawn],
         }
         rows = []
@@ -151,6 +152,5 @@ class TextJudge:
             rows.append(make_row(merged(*parts)))
         return rows
 
-
-def _texts(tokenizer: Tokenizer, rows: Any) -> list[str]:
-    return ["\n".join(tokenizer.decode_all(row)) for row in rows]
+    def _texts(self, rows: Any) -> list[str]:
+        return ["\n".join(self._tokenizer.decode_all(row, self._begin)) for row in rows]

@@ -541,7 +541,9 @@ class Trainer:
         return rows
 
     def _entropy(self, rows: Iterable[list[int]]) -> float:
-        """Mean entropy of the tokens within a passage, nats, up to its end."""
+        """Mean entropy of the tokens within a passage, nats, up to its end; of framed rows of wrapped ones, in all."""
+        if self.corpus.meta.get("rows") == "wrap" and self.corpus.meta.get("bos"):
+            return unigram_entropy(list(rows))
         end = self.corpus.tokenizer.eos_id
         return unigram_entropy([row[: row.index(end)] if end in row else row for row in rows])
 
