@@ -15,6 +15,7 @@ import torch
 
 from flowlm.config import RunConfig, dotted, from_dict, load_recipe, merge, nested, to_dict
 from flowlm.cost import _memory_of, cost_of, described, here, lines, models_of
+from flowlm.data.corpora import DataConfig
 from flowlm.denoiser import DenoiserConfig
 from flowlm.families import family_of
 from flowlm.training.flops import flops_of_step
@@ -222,7 +223,8 @@ def test_a_recipe_is_described_by_what_it_costs(capsys: pytest.CaptureFixture[st
 def test_the_vocabulary_is_the_datas_where_it_is_known() -> None:
     assert models_of(load_recipe("grammar"))[0].vocab_size == 310
     assert models_of(load_recipe("text"))[0].vocab_size == 4096
-    assert models_of(load_recipe("lm1b-flm"))[0].vocab_size == 30_522
+    by_name = from_dict(RunConfig, {"data": {"corpus": "lm1b"}})
+    assert models_of(by_name)[0].vocab_size == models_of(load_recipe("lm1b-flm"))[0].vocab_size == 30_522
 
 
 def test_whether_it_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +356,7 @@ def test_a_preset_is_the_published_setting(recipe: str) -> None:
     learned = {"fmlm": "flm", "sdtt": "mdlm", "duo-dcd": "duo"}.get(kind)
     if learned is None:
         assert teacher is None
-        assert (config.data.corpus, config.data.rows) == ("text", "wrap")
+        assert config.data == DataConfig(corpus={"lm1b": "lm1b", "owt": "openwebtext"}[corpus])
     else:
         assert config.teacher == f"runs/{corpus}-{learned}"
         assert teacher == models_of(load_recipe(f"{corpus}-{learned}"))[0]

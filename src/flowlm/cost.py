@@ -19,6 +19,7 @@ from flowlm import posterior
 from flowlm.config import RunConfig, default_run_folder, load_recipe, recipe_path
 from flowlm.data.corpora import DataConfig
 from flowlm.data.grammar import Grammar
+from flowlm.data.registry import TOKENIZERS
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import describe, resolve_device, resolve_dtype
@@ -142,6 +143,8 @@ def _vocabulary(data: DataConfig) -> int:
     """V as far as it is known before a text is read: of words, at most so many."""
     if data.vocab_size:
         return data.vocab_size
+    if data.tokenizer in TOKENIZERS:
+        return TOKENIZERS[data.tokenizer].vocab_size
     if data.corpus == "grammar" and data.tokenizer == "words":
         return Tokenizer.train_words((), vocab=Grammar().vocabulary).vocab_size
     raise ValueError(

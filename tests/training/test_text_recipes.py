@@ -69,15 +69,20 @@ def test_a_preset_does_its_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As it stands but for its shape and its steps: with the published tokenizer, and the teacher that it names."""
+    """As it stands but for its shape and its steps: with the published tokenizer, and the teacher that it names.
+
+    Its text is the corpus's in form alone.
+    """
     if not (REAL / tokenizer).exists():
         pytest.skip(f"the published tokenizer is not there: {tokenizer}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOWLM_CACHE", str(tmp_path / "cache"))
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = tmp_path / "texts"
     texts.mkdir()
-    for number in range(40):
-        (texts / f"{number}.txt").write_text("\n".join(SENTENCES * 4) + f"\n{number}\n")
+    table = arrow.table({"text": SENTENCES})
+    for name in ("train-00000-of-00001", "test-00000-of-00001")[: 2 if corpus == "lm1b" else 1]:
+        parquet.write_table(table, texts / f"{name}.parquet")
     small = [*SMALL, "--model.length", "16"]
     short = [*SHORT, "--train.steps", "7", "--train.micro-batch", "2"]
     data = ["--data.path", texts, "--data.tokenizer", REAL / tokenizer, "--data.held-out", "4"]
