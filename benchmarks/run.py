@@ -2,8 +2,8 @@
 
     python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
 
-NAME is state, distillation, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per benchmark, and
-tables.md, made from the JSON files that are there.
+NAME is state, distillation, presets, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per
+benchmark, and tables.md, made from the JSON files that are there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import distillation
 import families
 import generation
+import presets
 import state
 import tokenising
 import torch
@@ -66,6 +67,23 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "objective": lambda row: row["arm"],
             **_TIMES,
             **_MEMORY,
+        },
+    ),
+    "presets": (
+        "Training steps of the presets at their full width, random tokens, as they are but for the batch. FLOP/s by "
+        "the count of `flowlm info`. Said: what it says of gradients, moments and activations, all that a step adds to "
+        "the memory of weights, average and teacher.",
+        {
+            "preset": lambda row: row["arm"],
+            "parameters": lambda row: f"{row['parameters']:,}",
+            "batch × length": lambda row: f"{row['batch']} × {row['length']}",
+            "in a pass": lambda row: str(row["micro_batch"]),
+            "ms": lambda row: f"{1000 * row['median']:,.1f}",
+            "tokens/s": lambda row: f"{row['tokens_per_second']:,.1f}",
+            "GFLOP/s": lambda row: f"{row['flops_per_second'] / 1e9:,.1f}",
+            "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:,.0f}",
+            "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
+            "said": lambda row: f"{row['expected_bytes'] / 1e6:,.0f}",
         },
     ),
     "tokenising": (
@@ -130,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     measures: dict[str, Callable[[], list[Row]]] = {
         "state": lambda: state.measure(chosen.quick, dtype, say),
         "distillation": lambda: distillation.measure(chosen.quick, dtype, say),
+        "presets": lambda: presets.measure(chosen.quick, dtype, say),
         "tokenising": lambda: tokenising.measure(chosen.quick, say),
         "generation": lambda: generation.measure(chosen.quick, dtype, say),
         "families": lambda: families.measure(chosen.quick, dtype, say),

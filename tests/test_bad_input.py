@@ -233,7 +233,10 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "vocabulary by hand": (
         _with("--model.vocab-size", "5"),
-        ("model.vocab_size = 5, but the data's tokenizer has 17 tokens: leave it out",),
+        (
+            "model.vocab_size = 5, but the data's tokenizer has 17 tokens: leave it out",
+            "name with data.tokenizer",
+        ),
     ),
     "dropout above 1": (_with("--model.backbone.dropout", "1.5"), ("dropout", "must lie in [0, 1)", "1.5")),
     "no such device": (

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from flowlm.config import load_recipe
+from flowlm.cost import cost_of, models_of
 from flowlm.objectives.flow_map import IDENTITIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,6 +102,44 @@ def test_memory_is_the_steps_own(quick: Path) -> None:
         assert 0 < row["step_bytes"] < row["peak_bytes"]
         assert row["step_ratio"] == pytest.approx(row["step_bytes"] / low_rank["step_bytes"])
         assert row["peak_ratio"] == pytest.approx(row["peak_bytes"] / low_rank["peak_bytes"])
+
+
+@pytest.mark.slow
+def test_presets_are_shown_beside_what_is_said_of_them(quick: Path) -> None:
+    result = json.loads((quick / "presets.json").read_text(encoding="utf-8"))
+    text = (quick / "tables.md").read_text(encoding="utf-8")
+    (table,) = [part for part in text.split("## ") if part.startswith("presets")]
+    assert "no figures to quote" in table
+    rows = result["rows"]
+    assert [row["arm"] for row in rows] == ["lm1b-flm", "lm1b-fmlm", "owt-flm"]
+    for row, cells in zip(rows, rows_of(table), strict=True):
+        assert cells["preset"] == row["arm"]
+        assert float(cells["ms"].replace(",", "")) == pytest.approx(1000 * row["median"], abs=0.06)
+        assert row["tokens_per_second"] == pytest.approx(row["batch"] * row["length"] / row["median"])
+        assert 0 < row["step_bytes"] < row["peak_bytes"]
+        assert int(cells["said"].replace(",", "")) == round(row["expected_bytes"] / 1e6)
+
+
+def test_presets_are_as_they_are_but_for_the_batch(load: Any) -> None:
+    presets = load("presets")
+    for case in presets.cases(False, torch.float32):
+        assert (case.steps, case.batch, case.micro_batch, case.model) == (20, 2, 1, {})
+        recipe, config = load_recipe(case.recipe), case.config
+        cost = presets.expected(case)
+        assert cost.parameters == cost_of(recipe).parameters > 139e6
+        assert config.model == models_of(recipe)[0]
+        same = ("objective", "flow", "flow_map", "optim", "clock")
+        assert all(getattr(config, name) == getattr(recipe, name) for name in same)
+
+
+def test_presets_take_their_steps(load: Any) -> None:
+    presets = load("presets")
+    for case in presets.cases(True, torch.float32):
+        trainer = presets.make_trainer(case)
+        before = trainer.model.head.weight.detach().clone()
+        assert len(presets.work(trainer, case.steps)) == case.steps == 3
+        assert not torch.equal(trainer.model.head.weight, before)
+        assert sum(p.numel() for p in trainer.model.parameters()) == presets.expected(case).parameters
 
 
 def test_every_objective_takes_its_step(load: Any) -> None:

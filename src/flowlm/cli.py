@@ -32,7 +32,7 @@ flowlm: language models that write a whole passage in one forward pass
   flowlm convert CKPT OUT --tokenizer PATH                       a published checkpoint as a model of this package
   flowlm compare RECIPE.toml [--out FOLDER]                      several families, at equal training compute
   flowlm demo [--minutes 13]                                     all of it, on a language whose law is known
-  flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and its size
+  flowlm info [RUN|RECIPE.toml]                                  what a run or recipe is, and what it costs
 
 Without a RUN, generate, evaluate and info take the small model that comes with the package; hf://USER/NAME is one
 on the Hugging Face hub.
@@ -784,13 +784,16 @@ def _demo(args: list[str]) -> int:
 def _info(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print(
-            "usage: flowlm info [RUN|RECIPE.toml]\n\nWhat a run or a recipe is: model, data, objective, size. Without "
-            "either: the model that comes with the package, and its card."
+            "usage: flowlm info [RUN|RECIPE.toml]\n\nWhat a run or a recipe is: model, data, objective, size. Of a "
+            "recipe also what it costs, in parameters, tokens, FLOPs, memory and hours, and whether it fits this "
+            "machine; any field of it can be set, as in --train.micro-batch 16. Without either: the model that comes "
+            "with the package, and its card."
         )
         return 0
     target = _run_or_packaged(args)
     from flowlm.card import CARD
     from flowlm.config import RunConfig, dump_toml, from_dict, load_recipe, read_toml
+    from flowlm.cost import described
     from flowlm.evaluation.runs import describe_data
     from flowlm.families import family_of
     from flowlm.model import PACKAGED, read_model_config
@@ -815,7 +818,10 @@ def _info(args: list[str]) -> int:
         elif (target / "config.toml").exists():
             print(dump_toml(from_dict(RunConfig, read_toml(target / "config.toml"))))
     else:
-        print(dump_toml(load_recipe(target)))
+        config: RunConfig = _options(RunConfig, load_recipe(target), args, f"flowlm info {target}")
+        # As comments, so that all of it is a recipe.
+        print("".join(f"# {line}\n" for line in described(config)))
+        print(dump_toml(config))
     return 0
 
 

@@ -109,6 +109,10 @@ def recipe_values(
         path = Path(teacher) / "config.toml"
         if path.exists():
             values = merge({"data": read_toml(path).get("data", {})}, values)
+        elif not path.parent.exists():
+            raise ValueError(
+                f"no run at {teacher}: train the teacher first, or name another one with --teacher RUN"
+            )
         elif "data" not in values and not has_data:
             raise ValueError(
                 f"{teacher} has no config.toml that names its data, and neither does {recipe or 'the command'}: "

@@ -332,6 +332,14 @@ def test_samplers_are_chosen_with_the_search_s_seed(finished: tuple[Path, Path])
         assert one["sampler"]["last"] == chosen.get("last", "categorical")
 
 
+def test_a_student_s_recipe_names_no_teacher_here(tmp_path: Path) -> None:
+    """Whom `lm1b-fmlm` learns from by itself is no entry of a comparison."""
+    recipe = written(tmp_path / "compare-tiny.toml", {"models.FMLM.recipe": "lm1b-fmlm"})
+    entry = load_comparison(recipe).entry("FMLM")
+    assert "teacher" not in entry.values
+    assert (entry.base, entry.values["optim"]["beta2"]) == ("FLM", 0.95)
+
+
 def test_the_knob_that_comes_nearest() -> None:
     """Where no curve passes the entropy of the data, the one that comes nearest to it is turned."""
     curves = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowlm.data import docs
-from helpers import command, said
+from helpers import REAL, command, said
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +48,56 @@ def test_a_recipe_does_its_work(recipe: str, tmp_path: Path, capsys: pytest.Capt
     capsys.readouterr()
     assert command("generate", student, "--num", "3", "--seed", "1", "--dtype", "float32") == 0
     assert capsys.readouterr().out.count("\n\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("corpus", "tokenizer", "teacher", "student"),
+    [
+        ("lm1b", "bert-base-uncased/vocab.txt", "flm", "fmlm"),
+        ("owt", "gpt2/encoder.json", "flm", None),
+        ("lm1b", "bert-base-uncased/vocab.txt", "mdlm", "sdtt"),
+        ("lm1b", "bert-base-uncased/vocab.txt", "duo", "duo-dcd"),
+        ("lm1b", "bert-base-uncased/vocab.txt", "ar", None),
+    ],
+)
+def test_a_preset_does_its_work(
+    corpus: str,
+    tokenizer: str,
+    teacher: str,
+    student: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As it stands but for its shape and its steps: with the published tokenizer, and the teacher that it names.
+
+    Its text is the corpus's in form alone.
+    """
+    if not (REAL / tokenizer).exists():
+        pytest.skip(f"the published tokenizer is not there: {tokenizer}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLOWLM_CACHE", str(tmp_path / "cache"))
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    table = arrow.table({"text": SENTENCES})
+    for name in ("train-00000-of-00001", "test-00000-of-00001")[: 2 if corpus == "lm1b" else 1]:
+        parquet.write_table(table, texts / f"{name}.parquet")
+    small = [*SMALL, "--model.length", "16"]
+    short = [*SHORT, "--train.steps", "7", "--train.micro-batch", "2"]
+    data = ["--data.path", texts, "--data.tokenizer", REAL / tokenizer, "--data.held-out", "4"]
+    assert command("train", f"{corpus}-{teacher}", *data, *small, *short) == 0, said(capsys)
+    if student is not None:
+        assert command("distill", f"{corpus}-{student}", *short) == 0, said(capsys)
+    run = tmp_path / "runs" / f"{corpus}-{student or teacher}"
+    assert command("generate", run, "--num", "2", "--steps", "2", "--dtype", "float32") == 0, said(capsys)
+
+
+def test_a_preset_asks_for_its_teacher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("distill", "lm1b-fmlm") == 1
+    assert "no run at runs/lm1b-flm: train the teacher first, or name another one with --teacher" in said(
+        capsys
+    )

@@ -230,7 +230,11 @@ def _comparison(raw: dict[str, Any], over: dict[str, Any], compare: Mapping[str,
 
 def _with_recipe(values: dict[str, Any]) -> dict[str, Any]:
     name = values.get("recipe", "")
-    return merge(read_toml(recipe_path(name)), values) if name else values
+    if not name:
+        return values
+    # A teacher that a recipe names is for those who train by it alone; here it is an entry.
+    found = {key: value for key, value in read_toml(recipe_path(name)).items() if key != "teacher"}
+    return merge(found, values)
 
 
 def _refuse_decided(values: dict[str, Any], where: str) -> None:

@@ -105,7 +105,7 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
         if model.vocab_size not in (0, tokenizer.vocab_size):
             raise ValueError(
                 f"model.vocab_size = {model.vocab_size}, but the data's tokenizer has {tokenizer.vocab_size} tokens: "
-                "leave it out, or set data.vocab_size"
+                "leave it out, set data.vocab_size, or name with data.tokenizer the one that has so many"
             )
         # A run that is resumed is what its config.toml says, wherever it once started.
         if not model.vocabulary:

@@ -23,7 +23,7 @@ class Optimizer:
     def __init__(self, model: nn.Module, config: OptimConfig, steps: int):
         self.config, self.steps = config, steps
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        hidden = {name: p for name, p in named.items() if config.muon_lr and _is_hidden_matrix(name, p)}
+        hidden = {name: p for name, p in named.items() if config.muon_lr and is_hidden_matrix(name, p)}
         rest = {name: p for name, p in named.items() if name not in hidden}
         self._groups: list[tuple[torch.optim.Optimizer, dict[str, nn.Parameter], float]] = []
         if rest:
@@ -97,5 +97,6 @@ class Optimizer:
             optimizer.state[parameter][quantity] = like(value, parameter) if value.dim() else value
 
 
-def _is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether it is one of the matrices inside the blocks, which Muon may take."""
     return parameter.ndim == 2 and ".blocks." in f".{name}" and "modulation" not in name
