@@ -200,7 +200,7 @@ def test_weights_are_inverse_losses() -> None:
     weights.observe(s[:2], t[:2], torch.tensor([4.0, 2.0]))
     weights.observe(s[2:], t[2:], torch.tensor([1.0, 0.5]))
     assert torch.equal(weights.of(s, t), torch.ones(4))  # micro-batches of one step are weighted alike
-    weights.step()
+    weights.step(list)
     found = weights.of(s, t)
     torch.testing.assert_close(found * torch.tensor([4.0, 2.0, 1.0, 0.5]), found[0] * 4 * torch.ones(4))
     torch.testing.assert_close(found.mean(), torch.tensor(1.0))
@@ -214,13 +214,13 @@ def test_weights_forget_and_have_a_limit() -> None:
     s = torch.arange(BINS) / BINS
     for _ in range(400):
         weights.observe(s, s, torch.cat([torch.full((BINS - 1,), 1.0), torch.zeros(1)]))
-        weights.step()
+        weights.step(list)
     found = weights.of(s, s)
     mean = (BINS - 1) / BINS
     torch.testing.assert_close(found[-1] / found[0], torch.tensor(1 / (LEAST * mean)), rtol=1e-3, atol=0)
     for _ in range(400):
         weights.observe(s, s, torch.ones(BINS))
-        weights.step()
+        weights.step(list)
     torch.testing.assert_close(weights.of(s, s), torch.ones(BINS), rtol=1e-2, atol=0)
 
 
