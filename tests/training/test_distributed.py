@@ -281,10 +281,14 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(long_run: Launched
 
 @pytest.mark.slow
 @needs_proc
-def test_an_interruption_saves_once_and_ends_all(long_run: Launched) -> None:
+@pytest.mark.parametrize("whom", ["one of them", "torchrun"])
+def test_an_interruption_saves_once_and_ends_all(whom: str, long_run: Launched) -> None:
     workers = long_run.workers()
-    os.kill(workers[1], signal.SIGTERM)  # one of them is enough
-    long_run.end()
+    if whom == "torchrun":
+        long_run.process.send_signal(signal.SIGINT)
+    else:
+        os.kill(workers[1], signal.SIGTERM)
+    assert long_run.end() != 0
     printed = long_run.log.read_text()
     assert printed.count("everything is saved") == 1
     (step,) = re.findall(r"interrupted at step (\d+)", printed)
