@@ -212,8 +212,9 @@ def test_ctrl_c_before_the_loop(
 def test_a_resume_takes_nothing_else_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more in (("--train.steps", "50"), ("--force",), ("--out", "x"), ("--device", "cpu")):
         assert command("train", "--resume", flm(), *more) == 1
-        assert "--resume continues a run as it was: beside it may stand --train.micro-batch, and" in said(
-            capsys
+        assert (
+            "--resume continues a run as it was: beside it may stand --train.micro-batch, --train.shard, and"
+            in said(capsys)
         )
     assert command("train", recipe(tmp_path / "r.toml"), "--resume", flm()) == 1
     assert f"--resume continues {flm()} by its own recipe: leave" in said(capsys)

@@ -26,7 +26,14 @@ from flowlm.data.registry import CORPORA
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "docs/objectives.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "benchmarks/README.md",
+    "docs/objectives.md",
+    "docs/scaling.md",
+)
 
 LOOP = "--train.steps 4 --train.save-every 2 --train.eval-every 0 --train.batch 4 --train.device cpu --data.num 200"
 DATA = "--data.held-out 20"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import multiprocessing
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -22,13 +24,27 @@ import pytest
 import torch
 
 from flowlm.cli import main
-from flowlm.config import RunConfig, dump_toml, read_run_config
+from flowlm.config import RunConfig, dump_toml, from_dict, read_run_config
 from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.distributed import Ranks, Shards, device_of, joined, rank_lost
 from flowlm.training.loop import open_run
-from helpers import command, flm, map_settings, metrics, recipe, said, settings, silent, tensors, trained
+from helpers import (
+    command,
+    flm,
+    map_settings,
+    map_values,
+    metrics,
+    recipe,
+    said,
+    settings,
+    silent,
+    tensors,
+    trained,
+)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+
+_FOLDER = tempfile.TemporaryDirectory(prefix="flowlm-tests-")  # removed when the tests end
 
 #: Without Muon, whose iteration in bfloat16 would make rounding a thousand times larger.
 PLAIN = {"optim.muon_lr": 0.0, "train.steps": 4}
@@ -99,7 +115,8 @@ def check_alike(one: Path, other: Path) -> None:
     for line, theirs in zip(metrics(one), metrics(other)):
         assert line.keys() == theirs.keys()
         for name in line.keys() & {"loss", "held_out", "gradient_norm", "sample_entropy", "outside"}:
-            assert theirs[name] == pytest.approx(line[name], rel=1e-4), name
+            # A student begins as its teacher, and its first losses are rounding alone.
+            assert theirs[name] == pytest.approx(line[name], rel=1e-4, abs=1e-7), name
     names = {str(path.relative_to(one)) for path in one.rglob("*")}
     assert {str(path.relative_to(other)) for path in other.rglob("*")} == names
     for name in (n for n in names if n.endswith(".safetensors")):
@@ -119,6 +136,18 @@ def check_weights(start: Path, one: Path, other: Path) -> None:
         assert (theirs[name] - value).norm() <= 0.02 * change + 1e-7, name
 
 
+@functools.cache
+def mdlm() -> Path:
+    """A masked model to distil."""
+    return trained(Path(_FOLDER.name) / "mdlm", mdlm_settings(PLAIN))
+
+
+def sdtt_settings() -> RunConfig:
+    """Two rounds: in the second the average, which may lie in parts, has become the teacher."""
+    over = {**PLAIN, "rounds.rounds": 2, "train.ema": 0.5}
+    return from_dict(RunConfig, map_values(mdlm(), over) | {"objective": "sdtt"})
+
+
 CASES: dict[str, Callable[[], RunConfig]] = {
     "flow": lambda: settings({**PLAIN, "init": str(flm()), "clock.kind": "adaptive", "clock.refit_every": 2}),
     # The average as a target, weights by observed losses, and every kind of row.
@@ -135,6 +164,7 @@ CASES: dict[str, Callable[[], RunConfig]] = {
         },
     ),
     "mdlm": lambda: mdlm_settings(PLAIN),
+    "sdtt": sdtt_settings,
 }
 
 
@@ -152,7 +182,7 @@ def test_several_processes_learn_what_one_learns(objective: str, tmp_path: Path)
         runs.append(train(4, tmp_path / "four", config))
     for run in runs:
         check_alike(one, run)
-        if config.teacher or config.init:
+        if objective.startswith("flow"):
             check_weights(start, one, run)
     if objective == "flow":
         clocks = [json.loads((run / "clock.json").read_text()) for run in (one, *runs)]
@@ -281,10 +311,14 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(long_run: Launched
 
 @pytest.mark.slow
 @needs_proc
-def test_an_interruption_saves_once_and_ends_all(long_run: Launched) -> None:
+@pytest.mark.parametrize("whom", ["one of them", "torchrun"])
+def test_an_interruption_saves_once_and_ends_all(whom: str, long_run: Launched) -> None:
     workers = long_run.workers()
-    os.kill(workers[1], signal.SIGTERM)  # one of them is enough
-    long_run.end()
+    if whom == "torchrun":
+        long_run.process.send_signal(signal.SIGINT)
+    else:
+        os.kill(workers[1], signal.SIGTERM)
+    assert long_run.end() != 0
     printed = long_run.log.read_text()
     assert printed.count("everything is saved") == 1
     (step,) = re.findall(r"interrupted at step (\d+)", printed)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -48,9 +49,13 @@ class Forward(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        """Losses (B, L), as of `Objective.losses`."""
-        return self.objective.losses(self.model, tokens, noise, draws)
+    def forward(self, tokens: Tensor, noise: Tensor, draws: MappingProxyType[str, Tensor]) -> Tensor:
+        """Losses (B, L), as of `Objective.losses`.
+
+        Args:
+            draws: no dictionary: DDP and FSDP2 would bring its tensors to the device, and draws stay on the CPU.
+        """
+        return self.objective.losses(self.model, tokens, noise, dict(draws))
 
 
 class Ranks:
@@ -150,7 +155,6 @@ class Replicas(Ranks):
             warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)
             return nn.parallel.DistributedDataParallel(
                 forward,
-                device_ids=[self._device] if self._device.type == "cuda" else None,
                 broadcast_buffers=False,  # they are constants
                 gradient_as_bucket_view=True,
             )
@@ -334,7 +338,9 @@ def joined(config: TrainConfig) -> Iterator[Ranks]:
     device = device_of(config.device, local)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     yield (Shards if config.shard else Replicas)(device)
     # Not after an error: others may be gone, and to wait for them would be to hang. Before it all meet once more, for
     # a thread of gloo's that still holds an object of an exchange when the interpreter ends would abort the process.

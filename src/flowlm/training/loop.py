@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -511,7 +511,7 @@ class Trainer:
         noise = objective.noise(rows, tokens.shape[1], self.device)
         torch.manual_seed(rng.key(seed, "dropout", step, first))
         with precision(self.device, self.dtype):
-            losses: Tensor = forward(tokens.to(self.device), noise, draws)
+            losses: Tensor = forward(tokens.to(self.device), noise, MappingProxyType(draws))
         return losses
 
     # -- looking at it -------------------------------------------------------------------------------------
