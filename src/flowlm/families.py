@@ -32,7 +32,7 @@ class Objective:
     per-row randomness of the whole batch, `losses` works on any of its rows.
     """
 
-    gather: Callable[[list[Any]], list[Any]] = staticmethod(lambda items: items)
+    gather: Callable[[list[Any]], list[Any]] = list
     """What all processes of a run have seen of a batch, in the order of its rows; set by the loop. Every process must
     ask, and what is on a device be brought to the CPU before."""
     steady: bool = True

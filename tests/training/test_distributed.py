@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import math
@@ -25,9 +26,11 @@ import torch
 
 from flowlm.cli import main
 from flowlm.config import RunConfig, dump_toml, from_dict, read_run_config
+from flowlm.objectives import FlowObjective
 from flowlm.training.checkpoint import RunDirectory
-from flowlm.training.distributed import Ranks, Shards, device_of, joined, rank_lost
+from flowlm.training.distributed import Forward, Ranks, Shards, device_of, joined, rank_lost
 from flowlm.training.loop import open_run
+from flowlm.weights import whole
 from helpers import (
     command,
     flm,
@@ -41,13 +44,14 @@ from helpers import (
     tensors,
     trained,
 )
+from toy import tiny_denoiser
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="flowlm-tests-")  # removed when the tests end
 
 #: Without Muon, whose iteration in bfloat16 would make rounding a thousand times larger.
-PLAIN = {"optim.muon_lr": 0.0, "train.steps": 4}
+PLAIN = {"optim.muon_lr": 0.0, "train.steps": 4, "train.eval_every": 2}
 
 
 def _work(args: Sequence[str], environment: dict[str, str], log: str) -> None:
@@ -410,3 +414,24 @@ def test_which_errors_say_that_another_is_gone() -> None:
     assert rank_lost(torch.distributed.DistBackendError("NCCL error"))
     assert not rank_lost(RuntimeError("shapes cannot be multiplied"))
     assert not rank_lost(ValueError("gloo"))
+
+
+def test_an_embedding_that_is_gathered_anew_bears_a_mark() -> None:
+    """By its address and version a network knows whether what it keeps of it is still so; FSDP2 leaves both."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shards, network = Shards(torch.device("cpu")), tiny_denoiser()
+        before, averaged = network.embedding.detach().clone(), copy.deepcopy(network).requires_grad_(False)
+        shards.wrap(Forward(network, FlowObjective(network.clock)), averaged)
+        versions = []
+        for times in (1, 2, 4):
+            with shards.opened(averaged):
+                assert not hasattr(averaged.embedding, "full_tensor")
+                assert torch.equal(averaged.embedding, times * before)
+                versions.append(averaged.embedding._version)
+            assert torch.equal(whole(averaged.embedding), times * before)
+            with torch.no_grad():
+                averaged.embedding.mul_(2)
+        assert len(set(versions)) == 3
+    finally:
+        torch.distributed.destroy_process_group()

@@ -40,7 +40,7 @@ class InverseWeights:
         """Losses (B,) of rows; they count from the next `step` on."""
         self._new.append((self._bins(tau_s, tau_t), losses.detach()))
 
-    def step(self, gather: Callable[[list[Any]], list[Any]]) -> None:
+    def step(self, gather: Callable[[list[Any]], list[Any]] = list) -> None:
         """Take in what was observed.
 
         Args:
@@ -55,7 +55,7 @@ class InverseWeights:
         self.total = (MEMORY * self.total).index_add(0, index, losses)
         self.count = (MEMORY * self.count).index_add(0, index, torch.ones_like(losses))
 
-    def state(self, gather: Callable[[list[Any]], list[Any]]) -> dict[str, Tensor]:
+    def state(self, gather: Callable[[list[Any]], list[Any]] = list) -> dict[str, Tensor]:
         """What a resume needs; gather as of `step`."""
         self.step(gather)  # what the last step observed; its own next one then finds nothing
         return {"weights.total": self.total, "weights.count": self.count}
