@@ -328,7 +328,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "a teacher for a flow": (
         _with("--teacher", "runs/x"),
-        ("which learns from data alone: use 'flow-map', 'correction', 'sdtt', 'duo-dcd'",),
+        ("which learns from data alone: use 'flow-map', 'sdtt', 'duo-dcd'",),
     ),
     "a teacher's rollout without one": (
         _with("--objective", "flow-map", "--flow-map.boundary-target", "teacher"),

@@ -145,7 +145,7 @@ def test_dashes_are_underscores() -> None:
         ("[optim]\nlr = true", "optim.lr must be float, got bool True"),
         ("[train]\ncompile = 1", "train.compile must be bool, got int 1"),
         ("objective = 3", "objective must be str, got int 3"),
-        ("objective = 'flwo'", "objective = 'flwo': use 'flow', 'flow-map', 'correction', 'ar'"),
+        ("objective = 'flwo'", "objective = 'flwo': use 'flow', 'flow-map', 'ar'"),
         ("teacher = 'runs/x'", "teacher is set but the objective is 'flow'"),
         ("[train]\nsteps = 0", "train.steps must be at least 1, got 0"),
         ("[train]\nsteps = -3", "train.steps must be at least 1, got -3"),

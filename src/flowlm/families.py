@@ -204,7 +204,6 @@ class Family:
 _WHERE = {
     "flow": "flowlm.flows:FLM",
     "flow-map": "flowlm.flows:FMLM",
-    "correction": "flowlm.correction:Correction",
     "ar": "flowlm.discrete.ar:AR",
     "mdlm": "flowlm.discrete.mdlm:MDLM",
     "sedd": "flowlm.discrete.sedd:SEDD",
@@ -213,6 +212,7 @@ _WHERE = {
     "duo-dcd": "flowlm.discrete.consistency:DCD",
     "di4c": "flowlm.discrete.di4c:Di4C",
     "duo-di4c": "flowlm.discrete.di4c:DuoDi4C",
+    "correction": "flowlm.correction:Correction",
 }
 """Of each objective, by its name in recipes: module and class."""
 

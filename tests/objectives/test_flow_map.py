@@ -391,7 +391,8 @@ def test_the_semigroup_comes_first() -> None:
         assert torch.equal(losses(at, **changing), want)
 
 
-@pytest.mark.parametrize("identity", IDENTITIES)
+# The regression on a corrected teacher takes that teacher's map as it is, and watches nothing.
+@pytest.mark.parametrize("identity", [name for name in IDENTITIES if name != "correction"])
 def test_what_leaves_the_simplex_is_reported(identity: str) -> None:
     case = Case("no teacher")
     objective = FlowMapObjective(FlowMapConfig(identity=identity, boundary=0.5), case.student.clock)

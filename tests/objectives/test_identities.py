@@ -199,7 +199,7 @@ def loss_by_kind(share: float, **options: Any) -> list[tuple[Tensor, Tensor]]:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"identity": identity} for identity in IDENTITIES if identity != "cfm"),
+        *({"identity": identity} for identity in IDENTITIES if identity not in ("cfm", "correction")),
         *({"identity": identity, "denoiser": "teacher"} for identity in ("lsd", "esd-logit")),
         *({"identity": identity, "loss": "squared-error"} for identity in ("psd", "lsd", "esd")),
     ],
