@@ -106,13 +106,17 @@ def report_memory(build: Callable[[], T], work: Callable[[T], object]) -> None:
     print(json.dumps([peak, peak - before]))
 
 
+#: A small process that starts the other: Linux counts the memory of the one that starts a process in its peak.
+BETWEEN = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, *sys.argv[1:]]))"
+
+
 def memory_of(script: Path, *args: str) -> Memory:
     """Peak resident bytes of a script in a process of its own, since a process gives no memory back.
 
     Raises:
         RuntimeError: the script failed; its error is shown.
     """
-    done = subprocess.run([sys.executable, str(script), *args], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", BETWEEN, str(script), *args], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(
             f"{script.name} {' '.join(args)} ended with status {done.returncode}; a status of -9 is the system "

@@ -66,11 +66,11 @@ def measured(text: Path, small: Path, out: Path, options: str) -> tuple[int, dic
 
 
 @each_tokenizer
-def test_three_times_the_text_takes_no_more_memory(tokenizer: str, tmp_path: Path) -> None:
+def test_five_times_the_text_takes_no_more_memory(tokenizer: str, tmp_path: Path) -> None:
     draw = random.Random(0)
     lines = [" ".join(draw.choices(WORDS, k=12)) + "\n" for _ in range(5000)]
     added = {}
-    for megabytes in (8, 24):
+    for megabytes in (8, 40):
         path = tmp_path / f"{megabytes}.txt"
         with path.open("w", encoding="utf-8") as file:
             for i in range(megabytes * 1_000_000 // sum(map(len, lines))):
@@ -78,8 +78,8 @@ def test_three_times_the_text_takes_no_more_memory(tokenizer: str, tmp_path: Pat
                 file.writelines(f"{WORDS[i]} {line}" for line in lines)
         added[megabytes], meta = prepare(path, tmp_path, tokenizer)
         assert meta["documents"] > megabytes * 8000
-    # As text alone the difference is 16 MB, as lists of ids some 100 MB.
-    assert added[24] - added[8] < 8_000_000, added
+    # As text alone the difference is 32 MB, as lists of ids some 200 MB; allocators leave a few.
+    assert added[40] - added[8] < 16_000_000, added
 
 
 @pytest.mark.parametrize(("tokenizer", "megabytes", "most"), [("words", 100, 2000), ("pieces", 40, 1000)])
