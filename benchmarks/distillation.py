@@ -101,17 +101,22 @@ class Workplace:
         if options is not None:
             teacher = self.model.eval().requires_grad_(False)
             setting = FlowMapConfig(**_PUBLISHED | options)
-            corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True))
-            corrected.flow.load_state_dict(teacher.state_dict())
-            corrected.begin()
-            self.model = corrected
-            if arm != CORRECTION:
+            learned_from: Denoiser | CorrectedFlow = teacher
+            if arm == CORRECTION or setting.identity == "correction":
+                # Where it is not needed it would count in the memory.
+                corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True))
+                corrected.flow.load_state_dict(teacher.state_dict())
+                corrected.begin()
+            if setting.identity == "correction":
+                learned_from = corrected.eval()
+            if arm == CORRECTION:
+                self.model = corrected
+            else:
                 student = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
                 student.load_state_dict(student.state_dict() | teacher.state_dict())
                 for fixed in (student.embedding, student.mean):
                     fixed.requires_grad_(False)
                 self.model = student
-            learned_from = corrected.eval() if setting.identity == "correction" else teacher
             self.objective = FlowMapObjective(setting, teacher.clock, learned_from)
         # Moments outlive the step and are not its own memory; see `state`.
         self.optimizer = Optimizer(self.model, OptimConfig(), steps=1000)

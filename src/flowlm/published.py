@@ -19,6 +19,7 @@ from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.inert import StoredTensor, plain, read_torch_file
 from flowlm.model import FlowLM
+from flowlm.weights import misfits
 
 __all__ = ["WEIGHTS", "convert"]
 
@@ -228,17 +229,8 @@ def _chosen(
 
 
 def _fill(denoiser: Denoiser, state: dict[str, Tensor]) -> None:
-    wanted = {name for name, _ in denoiser.named_parameters()}
-    missing, unexpected = sorted(wanted - state.keys()), sorted(state.keys() - wanted)
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
-        for name, parameter in denoiser.named_parameters()
-        if name in state and state[name].shape != parameter.shape
-    ]
-    if missing or unexpected or shapes:
-        lines = [f"missing: {', '.join(missing)}"] * bool(missing)
-        lines += [f"unexpected: {', '.join(unexpected)}"] * bool(unexpected) + shapes
-        raise ValueError("its tensors do not make up a network: " + "; ".join(lines))
+    if wrong := misfits(dict(denoiser.named_parameters()), state):
+        raise ValueError("its tensors do not make up a network: " + "; ".join(wrong))
     denoiser.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
     if not all(bool(value.isfinite().all()) for value in denoiser.parameters()):
         raise ValueError("some of its weights are not finite")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flowlm import files
 
-__all__ = ["DTYPES", "like", "load_weights", "read_tensors", "stored_as", "whole", "write_weights"]
+__all__ = ["DTYPES", "like", "load_weights", "misfits", "read_tensors", "stored_as", "whole", "write_weights"]
 
 DTYPES = ("float32", "bfloat16", "int8")
 SCALE = ".scale"
@@ -84,6 +84,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return found
 
 
+def misfits(
+    wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], allow_missing: tuple[str, ...] = ()
+) -> list[str]:
+    """What keeps tensors from being a module's, a line for what is missing, unexpected or of another shape; none fits.
+
+    Args:
+        wanted: of the module, by name.
+        found: to be loaded.
+        allow_missing: prefixes of parameters that may be absent.
+    """
+    missing = sorted(k for k in wanted if k not in found and not k.startswith(allow_missing or ("\0",)))
+    unexpected = sorted(k for k in found if k not in wanted)
+    shapes = [
+        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
+        for k in wanted
+        if k in found and found[k].shape != wanted[k].shape
+    ]
+    return [
+        *[f"missing: {', '.join(missing)}"] * bool(missing),
+        *[f"unexpected: {', '.join(unexpected)}"] * bool(unexpected),
+        *[f"shapes: {'; '.join(shapes)}"] * bool(shapes),
+    ]
+
+
 def load_weights(
     module: nn.Module, path: Path, *, under: str = "", allow_missing: tuple[str, ...] = ()
 ) -> None:
@@ -102,18 +126,8 @@ def load_weights(
         for name, value in read_tensors(path).items()
         if name.startswith(under)
     }
-    missing = sorted(k for k in wanted if k not in found and not k.startswith(allow_missing or ("\0",)))
-    unexpected = sorted(k for k in found if k not in wanted)
-    shapes = [
-        f"{k} is {tuple(found[k].shape)}, expected {tuple(wanted[k].shape)}"
-        for k in wanted
-        if k in found and found[k].shape != wanted[k].shape
-    ]
-    if missing or unexpected or shapes:
-        lines = [f"the weights in {path} do not fit the model:"]
-        lines += [f"  missing: {', '.join(missing)}"] * bool(missing)
-        lines += [f"  unexpected: {', '.join(unexpected)}"] * bool(unexpected)
-        lines += [f"  shapes: {'; '.join(shapes)}"] * bool(shapes)
+    if wrong := misfits(wanted, found, allow_missing):
+        lines = [f"the weights in {path} do not fit the model:", *(f"  {line}" for line in wrong)]
         lines.append("they belong to a model of another configuration: compare the two config.json")
         raise ValueError("\n".join(lines))
     module.load_state_dict({name: like(value, wanted[name]) for name, value in found.items()}, strict=False)
