@@ -38,8 +38,10 @@ class Machine:
     """Bytes a second and direction of a GPU, within its node."""
     between: float = 50e9
     """The same between nodes."""
-    normals: float = 200e6
-    """Normals that one core draws a second: the noise of a process is drawn by one."""
+    written: float = 4e12
+    """Bytes a second that a GPU writes to its memory: what drawing normals is bound by."""
+    launch: float = 1e-5
+    """Seconds from one kernel to the next: noise is drawn row by row."""
 
     def bandwidth(self, gpus: int) -> float:
         """Of the slowest link of a ring, bytes a second."""
@@ -132,12 +134,13 @@ class Step:
 
     @property
     def drawing(self) -> float:
-        """Seconds of a core that draws the noise, d normals a token."""
-        return self.rows * self.model.length * self.model.width / self.machine.normals
+        """Seconds of drawing the noise, d float32 normals a token, a kernel for each passage."""
+        each = 4 * self.model.length * self.model.width / self.machine.written
+        return self.rows * (each + self.machine.launch)
 
     @property
     def seconds(self) -> float:
-        """Of the step: noise is drawn before it, and nothing else is hidden behind anything."""
+        """Of the step: nothing is hidden behind anything."""
         return self.drawing + self.computing + self.muon + self.communicating
 
     @property

@@ -30,7 +30,7 @@ def test_the_page_is_what_the_formulas_give(scaling: Any) -> None:
     assert f"{100 * machine.used:.0f} % is reached" in page
     assert f"{machine.inside / 1e9:.0f} GB/s per GPU and direction" in page
     assert f"{machine.between / 1e9:.0f} GB/s per GPU between" in page
-    assert f"{machine.normals / 1e6:.0f} million normals" in page
+    assert f"at {machine.written / 1e12:.0f} TB/s with {machine.launch * 1e6:.0f} µs more" in page
     assert f"{model.parameters / 1e6:.0f} million parameters" in page
     assert f"width {model.width}, {model.depth} blocks" in page
     assert f"batch {scaling.BATCH} over" in page
@@ -41,14 +41,19 @@ def test_the_page_is_what_the_formulas_give(scaling: Any) -> None:
 def test_what_the_page_says_of_its_tables(scaling: Any) -> None:
     for model in scaling.MODELS:
         node, nodes, many = (scaling.Step(model, gpus, scaling.BATCH) for gpus in scaling.GPUS)
-        assert node.bottleneck == "noise"
-        assert node.drawing > node.computing
+        assert node.bottleneck == "Muon"
+        assert node.drawing < 0.05 * node.computing
         assert nodes.efficiency < 0.5
         assert many.rows == 1
         assert many.bottleneck == "all-reduce"
         assert many.least_batch > nodes.least_batch > scaling.BATCH
         assert many.muon > many.computing
         assert many.muon == node.muon
+    short, long = (scaling.Step(model, scaling.GPUS[0], scaling.BATCH) for model in scaling.MODELS)
+    assert f"leave computing {100 * long.efficiency:.0f} % of the time" in scaling.DOCUMENT.read_text(
+        encoding="utf-8"
+    )
+    assert 0.3 < 1 - short.efficiency < 0.36  # a third
 
 
 def test_a_ring_by_hand(scaling: Any) -> None:

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def describe(device: torch.device) -> str:
@@ -70,6 +71,13 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
 def wide(device: torch.device) -> torch.dtype:
     """The dtype for times and exact draws: float64, or float32 on MPS, which has no other."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of the CPU on a device. Unlike a copy from ordinary memory it does not wait for what a GPU has to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, dtype, non_blocking=True)
+    return tensor.to(device, dtype)
 
 
 def can_compile(device: torch.device) -> bool:

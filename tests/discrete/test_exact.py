@@ -496,7 +496,7 @@ def test_the_curriculum_reads_soft_tokens_of_the_right_level() -> None:
     objective = duo.DuoObjective(duo.DuoConfig(), 100, DecodingErrorClock(vocab))
     tokens = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
     noise = objective.noise([(0, "noise", 0, i) for i in range(rows)], length, torch.device("cpu"))
-    draws = {"t": torch.full((rows,), 0.3)}
+    draws = objective.draw(rows, torch.Generator().manual_seed(1)) | {"t": torch.full((rows,), 0.3)}
     seen: list[Tensor] = []
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
     whole = []

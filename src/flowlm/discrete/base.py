@@ -10,6 +10,7 @@ from torch import Tensor
 
 from flowlm import rng
 from flowlm.denoiser import DenoiserConfig
+from flowlm.device import moved
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.families import TEMPERATURES, Ask, Family, Objective
@@ -45,10 +46,12 @@ class DiscreteObjective(Objective):
         losses: of a network, tokens, draws (n, B, L) on [0, 1) in float64, and times.
         uniforms: n.
         timed: whether rows have times, stratified on (0, 1).
+        seeded: whether rows have a "seed" each, a number on the CPU: of noise too large to be drawn
+            beforehand.
     """
 
-    def __init__(self, losses: Losses, uniforms: int, timed: bool):
-        self._losses, self._uniforms, self._timed = losses, uniforms, timed
+    def __init__(self, losses: Losses, uniforms: int, timed: bool, seeded: bool = False):
+        self._losses, self._uniforms, self._timed, self._seeded = losses, uniforms, timed, seeded
 
     def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
         return rng.uniform_rows(rows, (self._uniforms, length), device)
@@ -56,10 +59,15 @@ class DiscreteObjective(Objective):
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         if not self._timed:
             return {"row": torch.arange(num)}
-        return {"t": SCHEDULE.times(stratified(num, generator)).float()}
+        draws = {"t": SCHEDULE.times(stratified(num, generator)).float()}
+        if self._seeded:
+            draws["seed"] = torch.randint(2**63 - 1, (num,), generator=generator)
+        return draws
 
     def losses(self, model: Any, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        there = {name: value.to(tokens.device) for name, value in draws.items()}
+        device = tokens.device
+        # Generators are seeded from the CPU.
+        there = {name: value if name == "seed" else moved(value, device) for name, value in draws.items()}
         return self._losses(model, tokens, noise.transpose(0, 1), there)
 
     def place(self, model: Any, draws: dict[str, Tensor]) -> Tensor | None:

@@ -29,17 +29,25 @@ LEVELS = (0.9991, 0.0075)
 
 
 class DCDObjective(RoundsObjective):
-    """KL(student at the noisier of two states ‖ teacher at the other), both of one ε."""
+    """KL(student at the noisier of two states ‖ teacher at the other), both of one ε.
+
+    Args:
+        rounds: the teacher and its step.
+        clock: of V tokens, on the CPU; it is taken to the teacher's device.
+    """
 
     def __init__(self, rounds: Rounds, clock: Clock):
-        super().__init__(self._of, 1, rounds)
-        self.clock = clock
+        super().__init__(self._of, 0, rounds, seeded=True)
+        self._low, self._high = level_of(torch.tensor(LEVELS), clock).tolist()
+        self.clock = clock.to(rounds.teacher.embedding.device)
 
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        low, high = level_of(torch.tensor(LEVELS), self.clock).tolist()
         later = draws["t"].double()
-        pair = [low + (high - low) * t for t in (later, (later - self.rounds.width).clamp_min(0.0))]
-        epsilon = row_noise(noise[0, :, 0], (tokens.shape[1], net.config.vocab_size))
+        pair = [
+            self._low + (self._high - self._low) * t
+            for t in (later, (later - self.rounds.width).clamp_min(0.0))
+        ]
+        epsilon = row_noise(draws["seed"], (tokens.shape[1], net.config.vocab_size), tokens.device)
         states: list[list[Tensor]] = [[], []]
         for row in range(len(tokens)):
             own, drawn = tokens[row : row + 1], epsilon(row)[None]

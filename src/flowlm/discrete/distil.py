@@ -100,12 +100,12 @@ class RoundsObjective(DiscreteObjective):
     """Losses of a student whose teacher changes with the round.
 
     Args:
-        losses, uniforms: as of every discrete objective.
+        losses, uniforms, seeded: as of every discrete objective.
         rounds: the teacher and its step.
     """
 
-    def __init__(self, losses: Losses, uniforms: int, rounds: Rounds):
-        super().__init__(losses, uniforms, timed=True)
+    def __init__(self, losses: Losses, uniforms: int, rounds: Rounds, seeded: bool = False):
+        super().__init__(losses, uniforms, timed=True, seeded=seeded)
         self.rounds = rounds
 
     def prepare(self, model: Any, step: int | None = None) -> None:

@@ -189,7 +189,7 @@ class DuoObjective(DiscreteObjective):
     """The bound, on soft tokens for the first part of `steps`."""
 
     def __init__(self, config: DuoConfig, steps: int, clock: Clock):
-        super().__init__(self._of, 3, timed=True)
+        super().__init__(self._of, 2, timed=True, seeded=True)
         self.config, self.steps, self.clock = config, steps, clock
         self.soft = False
 
@@ -199,9 +199,9 @@ class DuoObjective(DiscreteObjective):
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
         v, t = net.config.vocab_size, draws["t"]
         if not self.soft:
-            return losses(net, tokens, t, noise[:2], v, SCHEDULE)
+            return losses(net, tokens, t, noise, v, SCHEDULE)
         g = level_of(SCHEDULE.alpha(t.double()), self.clock)
-        epsilon = row_noise(noise[2, :, 0], (tokens.shape[1], v))
+        epsilon = row_noise(draws["seed"], (tokens.shape[1], v), tokens.device)
 
         def soft(row: int) -> Tensor:
             part = slice(row, row + 1)
@@ -234,7 +234,8 @@ class Duo(Discrete):
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
-        return DuoObjective(run.duo, run.train.steps, DecodingErrorClock(network.config.vocab_size))
+        clock = DecodingErrorClock(network.config.vocab_size).to(network.embedding.device)
+        return DuoObjective(run.duo, run.train.steps, clock)
 
     def sample(self, network: TokenNetwork, ask: Ask, **options: Any) -> Sample:
         check_rule(**options)

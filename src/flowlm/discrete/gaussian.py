@@ -18,6 +18,7 @@ from torch import Tensor
 from flowlm.clock import Clock
 from flowlm.discrete.schedule import LogLinear
 from flowlm.posterior import mean_state
+from flowlm.rng import normal_rows
 
 
 def gaussian(g: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,11 +62,17 @@ def _state(tokens: Tensor, g: Tensor, noise: Tensor) -> Tensor:
     return (sigma * noise).scatter_add(-1, tokens[..., None], signal.expand(*tokens.shape, 1))
 
 
-def row_noise(draws: Tensor, shape: tuple[int, int]) -> Callable[[int], Tensor]:
-    """ε (L, V) of each row, from one uniform draw a row: never those of all rows at once."""
-    seeds = (draws.double().cpu() * 2**53).long().tolist()
+def row_noise(seeds: Tensor, shape: tuple[int, int], device: torch.device) -> Callable[[int], Tensor]:
+    """ε (L, V) of each row, from one seed a row: never those of all rows at once.
+
+    Args:
+        seeds: (B,), integers on the CPU.
+        shape: (L, V).
+        device: where ε is drawn.
+    """
+    known: list[int] = seeds.tolist()
 
     def of(row: int) -> Tensor:
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seeds[row])).to(draws.device)
+        return normal_rows([("epsilon", known[row])], shape, device)[0]
 
     return of

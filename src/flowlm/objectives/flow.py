@@ -16,6 +16,7 @@ from torch import Tensor
 from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
+from flowlm.device import moved
 from flowlm.families import Objective
 from flowlm.objectives.draws import stratified
 from flowlm.path import DenseNoise, IsotropicNoise, LowRankNoise, corrupt
@@ -57,14 +58,14 @@ class FlowObjective(Objective):
         return rng.normal_rows(rows, (length, self.noise_width), device)
 
     def place(self, model: Denoiser, draws: dict[str, Tensor]) -> Tensor:
-        return model.clock.tau(draws["t"].to(model.embedding.device))
+        return model.clock.tau(moved(draws["t"], model.embedding.device))
 
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"t": self.clock.time(stratified(num, generator)).float()}
 
     def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         assert self._noise is not None
-        t = draws["t"].to(tokens.device)
+        t = moved(draws["t"], tokens.device)
         with model.frozen_embedding():
             y = corrupt(tokens, t, model.embedding, self._noise(xi))
             posterior = model(y, t)

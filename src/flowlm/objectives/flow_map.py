@@ -20,7 +20,7 @@ from torch import Tensor
 from flowlm import rng
 from flowlm.clock import Clock
 from flowlm.denoiser import Denoiser
-from flowlm.device import wide
+from flowlm.device import moved, wide
 from flowlm.families import Objective
 from flowlm.objectives.derivative import METHODS, Network
 from flowlm.objectives.draws import stochastic_round, stratified
@@ -85,7 +85,7 @@ def rollout_target(teacher: Denoiser, y: Tensor, clock: Clock, steps: int) -> Ta
         clock: in whose τ the grid is uniform.
         steps: network calls.
     """
-    grid = clock.time(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).float().to(y.device)
+    grid = moved(clock.time(torch.linspace(0, 1, steps + 1, dtype=torch.float64)).float(), y.device)
     with torch.no_grad():
         for s, t in itertools.pairwise(grid[:-1]):
             y = step(y, teacher(y, s).embed(), s, t)
@@ -323,7 +323,7 @@ class FlowMapObjective(Objective):
         return rng.normal_rows(rows, (length, self.noise_width), device)
 
     def place(self, model: Denoiser, draws: dict[str, Tensor]) -> Tensor:
-        return model.clock.tau(draws["s"].to(model.embedding.device))
+        return model.clock.tau(moved(draws["s"], model.embedding.device))
 
     def losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
         with contextlib.ExitStack() as stack:
@@ -335,7 +335,7 @@ class FlowMapObjective(Objective):
         if self._weights is not None and self._training:
             tau = self.clock.tau(draws["s"]), self.clock.tau(draws["t"])
             self._weights.observe(*tau, losses.mean(-1))
-            losses = losses * self._weights.of(*tau).to(losses.device)[:, None]
+            losses = losses * moved(self._weights.of(*tau), losses.device)[:, None]
         return losses
 
     def _losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
@@ -344,10 +344,10 @@ class FlowMapObjective(Objective):
         # Kinds are sorted on the CPU, so that the split costs no synchronisation.
         order = torch.argsort(draws["kind"], stable=True)
         counts = torch.bincount(draws["kind"], minlength=3).tolist()
-        at = order.to(device)
+        at = moved(order, device)
         back = torch.argsort(at)
         tokens, xi = tokens[at], xi[at]
-        s, u, t = (draws[name][order].to(device, wide(device)) for name in ("s", "u", "t"))
+        s, u, t = (moved(draws[name][order], device, wide(device)) for name in ("s", "u", "t"))
         s32, t32 = s.float(), t.float()
 
         noise = self._noise(xi)
