@@ -16,17 +16,12 @@ from typing import Any
 
 import torch
 from measure import Memory, Row, compare, memory_of, report_memory
+from training_step import TrainingStep, optimizer_of
 
-from flowlm import rng
 from flowlm.backbone import BackboneConfig
-from flowlm.config import OptimConfig
 from flowlm.correction import CorrectedFlow
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.device import precision
 from flowlm.objectives import FlowMapConfig, FlowMapObjective, FlowObjective
-from flowlm.training.optim import Optimizer
-
-CPU = torch.device("cpu")
 
 _PUBLISHED: dict[str, Any] = {
     "diagonal": 0.5,
@@ -86,61 +81,38 @@ def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
     return [Case(256, 4, 8, 32, 1, name)] if quick else [Case(v, dtype=name) for v in (512, 8192)]
 
 
-class Workplace:
-    """A network, its optimizer with its moments, an objective, and one batch of random tokens."""
-
-    def __init__(self, case: Case, arm: str):
-        torch.manual_seed(0)
-        shape = BackboneConfig(width=case.width, depth=case.depth)
-        config = DenoiserConfig(vocab_size=case.vocab, length=case.length, backbone=shape)
-        self.case, options = case, ARMS[arm]
-        self.model: Denoiser | CorrectedFlow = Denoiser(config)
-        # Logits of the order of one, as in `generation`: of flat ones every target is flat.
-        torch.nn.init.normal_(self.model.get_parameter("head.weight"), std=case.width**-0.5)
-        self.objective: FlowObjective | FlowMapObjective = FlowObjective(self.model.clock)
-        if options is not None:
-            teacher = self.model.eval().requires_grad_(False)
-            setting = FlowMapConfig(**_PUBLISHED | options)
-            learned_from: Denoiser | CorrectedFlow = teacher
-            if arm == CORRECTION or setting.identity == "correction":
-                # Where it is not needed it would count in the memory.
-                corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True))
-                corrected.flow.load_state_dict(teacher.state_dict())
-                corrected.begin()
-            if setting.identity == "correction":
-                learned_from = corrected.eval()
-            if arm == CORRECTION:
-                self.model = corrected
-            else:
-                student = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
-                student.load_state_dict(student.state_dict() | teacher.state_dict())
-                for fixed in (student.embedding, student.mean):
-                    fixed.requires_grad_(False)
-                self.model = student
-            self.objective = FlowMapObjective(setting, teacher.clock, learned_from)
-        # Moments outlive the step and are not its own memory; see `state`.
-        self.optimizer = Optimizer(self.model, OptimConfig(), steps=1000)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)
-                self.optimizer.step(0)
-        self.tokens = torch.randint(case.vocab, (case.batch, case.length))
-        self.count = 0
-
-    def step(self) -> float:
-        """Draws, forward, backward and optimizer."""
-        case = self.case
-        draws = self.objective.draw(case.batch, rng.generator(0, "draw", self.count))
-        self.model.train()
-        self.objective.prepare(self.model, self.count)
-        rows = [(0, "noise", self.count, i) for i in range(case.batch)]
-        xi = self.objective.noise(rows, case.length, CPU)
-        with precision(CPU, getattr(torch, case.dtype)):
-            loss = self.objective.losses(self.model, self.tokens, xi, draws).mean()
-        loss.backward()
-        self.optimizer.step(self.count)
-        self.count += 1
-        return float(loss.detach())
+def step_of(case: Case, arm: str) -> TrainingStep:
+    """A training step of a network by one of the objectives, on one batch of random tokens."""
+    torch.manual_seed(0)
+    shape = BackboneConfig(width=case.width, depth=case.depth)
+    config = DenoiserConfig(vocab_size=case.vocab, length=case.length, backbone=shape)
+    options = ARMS[arm]
+    model: Denoiser | CorrectedFlow = Denoiser(config)
+    # Logits of the order of one, as in `generation`: of flat ones every target is flat.
+    torch.nn.init.normal_(model.get_parameter("head.weight"), std=case.width**-0.5)
+    objective: FlowObjective | FlowMapObjective = FlowObjective(model.clock)
+    if options is not None:
+        teacher = model.eval().requires_grad_(False)
+        setting = FlowMapConfig(**_PUBLISHED | options)
+        learned_from: Denoiser | CorrectedFlow = teacher
+        if arm == CORRECTION or setting.identity == "correction":
+            # Where it is not needed it would count in the memory.
+            corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True))
+            corrected.flow.load_state_dict(teacher.state_dict())
+            corrected.begin()
+        if setting.identity == "correction":
+            learned_from = corrected.eval()
+        if arm == CORRECTION:
+            model = corrected
+        else:
+            student = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
+            student.load_state_dict(student.state_dict() | teacher.state_dict())
+            for fixed in (student.embedding, student.mean):
+                fixed.requires_grad_(False)
+            model = student
+        objective = FlowMapObjective(setting, teacher.clock, learned_from)
+    tokens = torch.randint(case.vocab, (case.batch, case.length))
+    return TrainingStep(model, objective, optimizer_of(model), tokens, case.dtype)
 
 
 #: Steps in the process whose memory is taken.
@@ -164,7 +136,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
         peaks |= {(case, arm): memory(case, arm) for arm in arms}
     for case in todo:
         say(f"distillation: seconds of a step at V = {case.vocab:,}")
-        steps = {arm: Workplace(case, arm).step for arm in arms}
+        steps = {arm: step_of(case, arm) for arm in arms}
         for row in compare(steps, repeats=2 if quick else 7):
             peak, first = peaks[case, row["arm"]], peaks[case, arms[0]]
             rows.append(
@@ -183,6 +155,6 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
     report_memory(
-        lambda: Workplace(Case(**json.loads(sys.argv[1])), sys.argv[2]),
-        lambda place: [place.step() for _ in range(STEPS)],
+        lambda: step_of(Case(**json.loads(sys.argv[1])), sys.argv[2]),
+        lambda step: [step() for _ in range(STEPS)],
     )

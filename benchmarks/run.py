@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
 
-NAME is state, distillation, presets, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per
+NAME is state, distillation, presets, steps, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per
 benchmark, and tables.md, made from the JSON files that are there.
 """
 
@@ -22,6 +22,7 @@ import families
 import generation
 import presets
 import state
+import steps
 import tokenising
 import torch
 from measure import Row, machine
@@ -84,6 +85,22 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "peak MB": lambda row: f"{row['peak_bytes'] / 1e6:,.0f}",
             "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
             "said": lambda row: f"{row['expected_bytes'] / 1e6:,.0f}",
+        },
+    ),
+    "steps": (
+        "One training step at the published sizes, networks, objectives and optimizers of the presets. Outside: what a "
+        "step takes beyond the blocks alone and beyond the gradients of embedding and head. GFLOP/s of the presets as "
+        "they are, by the count of `flowlm info`.",
+        {
+            "V": lambda row: f"{row['vocab']:,}",
+            "batch × length": lambda row: f"{row['batch']} × {row['length']}",
+            "step of": lambda row: row["arm"],
+            **_TIMES,
+            "tokens/s": lambda row: f"{row['tokens_per_second']:,.0f}",
+            "GFLOP/s": lambda row: f"{row['flops_per_second'] / 1e9:,.1f}" if row["flops_per_second"] else "",
+            "the step's MB": lambda row: f"{row['step_bytes'] / 1e6:,.0f}",
+            "outside MB": lambda row: f"{row['outside_bytes'] / 1e6:,.0f}",
+            "× the first's outside": lambda row: f"{row['outside_ratio']:.2f}",
         },
     ),
     "tokenising": (
@@ -149,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "state": lambda: state.measure(chosen.quick, dtype, say),
         "distillation": lambda: distillation.measure(chosen.quick, dtype, say),
         "presets": lambda: presets.measure(chosen.quick, dtype, say),
+        "steps": lambda: steps.measure(chosen.quick, dtype, say),
         "tokenising": lambda: tokenising.measure(chosen.quick, say),
         "generation": lambda: generation.measure(chosen.quick, dtype, say),
         "families": lambda: families.measure(chosen.quick, dtype, say),

@@ -10,24 +10,16 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from measure import Memory, Row, compare, memory_of, report_memory
-from torch import Tensor
+from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
 
-from flowlm import rng
 from flowlm.backbone import BackboneConfig
-from flowlm.config import OptimConfig
 from flowlm.denoiser import Denoiser, DenoiserConfig
-from flowlm.device import precision
 from flowlm.objectives import FlowObjective
-from flowlm.training.optim import Optimizer
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -52,101 +44,49 @@ def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
     return [Case(v, local_posterior=on, dtype=name) for v in (512, 8192, 50257) for on in (True, False)]
 
 
-class Workplace:
-    """A denoiser, its optimizer with its moments, and one batch of random tokens."""
+#: What an arm's objective is; the package's first.
+ARMS: dict[str, type[FlowObjective]] = {
+    "low-rank": FlowObjective,
+    "dense": DenseFlow,
+    "dense, in place": DenseFlowInPlace,
+}
 
-    def __init__(self, case: Case):
-        torch.manual_seed(0)
-        shape = BackboneConfig(width=case.width, depth=case.depth)
-        self.case = case
-        self.model = Denoiser(
-            DenoiserConfig(
-                vocab_size=case.vocab,
-                length=case.length,
-                local_posterior=case.local_posterior,
-                backbone=shape,
-            )
+
+def steps_of(case: Case) -> dict[str, TrainingStep]:
+    """A training step with each state, of one denoiser with its optimizer on one batch of random tokens."""
+    torch.manual_seed(0)
+    shape = BackboneConfig(width=case.width, depth=case.depth)
+    model = Denoiser(
+        DenoiserConfig(
+            vocab_size=case.vocab,
+            length=case.length,
+            local_posterior=case.local_posterior,
+            backbone=shape,
         )
-        self.objective = FlowObjective(self.model.clock)
-        self.optimizer = Optimizer(self.model, OptimConfig(), steps=1000)
-        # Moments come with a parameter's first gradient; they outlive the step and are not its own memory. One
-        # parameter at a time, so that no gradients pile up.
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-            self.optimizer.step(0)
-        self.tokens = torch.randint(case.vocab, (case.batch, case.length))
-        self.count = 0
-
-    def _times(self) -> Tensor:
-        return self.objective.draw(self.case.batch, rng.generator(0, "draw", self.count))["t"]
-
-    def _normals(self, width: int) -> Tensor:
-        rows = [(0, "noise", self.count, i) for i in range(self.case.batch)]
-        return rng.normal_rows(rows, (self.case.length, width), CPU)
-
-    def low_rank_loss(self) -> Tensor:
-        """The package's own path."""
-        self.objective.prepare(self.model)
-        xi = self._normals(self.objective.noise_width)
-        with self._network():
-            return self.objective.losses(self.model, self.tokens, xi, {"t": self._times()}).mean()
-
-    def dense_loss(self) -> Tensor:
-        """The formulas as they stand."""
-        t, z = self._times(), self._normals(self.case.vocab)
-        onehot = torch.zeros_like(z).scatter_(-1, self.tokens[..., None], 1.0)
-        return self._read((1 - t[:, None, None]) * z + t[:, None, None] * onehot, t)
-
-    def dense_in_place_loss(self) -> Tensor:
-        """The same x in the memory of z, and no one-hot: as thrifty as a dense state can be."""
-        t, x = self._times(), self._normals(self.case.vocab)
-        x.mul_(1 - t[:, None, None])
-        x.scatter_add_(-1, self.tokens[..., None], t[:, None, None].expand(*self.tokens.shape, 1))
-        return self._read(x, t)
-
-    def _read(self, x: Tensor, t: Tensor) -> Tensor:
-        with self._network():
-            # In float32, as the package makes its states: autocast would round the noise.
-            with torch.autocast("cpu", enabled=False):
-                y = x @ self.model.embedding
-            return self.model(y, t).cross_entropy(self.tokens).mean()
-
-    def _network(self) -> AbstractContextManager[Any]:
-        return precision(CPU, getattr(torch, self.case.dtype))
-
-    def step(self, loss: Callable[[], Tensor]) -> float:
-        """Forward, backward and optimizer."""
-        value = loss()
-        value.backward()
-        self.optimizer.step(self.count)
-        self.count += 1
-        return float(value.detach())
-
-    def arms(self) -> dict[str, Callable[[], float]]:
-        """A training step with each state; the package's first."""
-        return {
-            "low-rank": lambda: self.step(self.low_rank_loss),
-            "dense": lambda: self.step(self.dense_loss),
-            "dense, in place": lambda: self.step(self.dense_in_place_loss),
-        }
+    )
+    optimizer = optimizer_of(model)
+    tokens = torch.randint(case.vocab, (case.batch, case.length))
+    return {
+        arm: TrainingStep(model, objective(model.clock), optimizer, tokens, case.dtype)
+        for arm, objective in ARMS.items()
+    }
 
 
 #: Steps in the process whose memory is taken: the second begins with what the first left.
 STEPS = 2
 
 
-def work(place: Workplace, arm: str) -> None:
+def work(steps: dict[str, TrainingStep], arm: str) -> None:
     """What a process does whose memory is taken, everything being built."""
     for _ in range(STEPS):
-        place.arms()[arm]()
+        steps[arm]()
 
 
 def memory(case: Case) -> dict[str, Memory]:
     """Peaks of a process that takes steps, by arm."""
     described = json.dumps(dataclasses.asdict(case))
     threads = str(torch.get_num_threads())
-    arms = ("low-rank", "dense", "dense, in place")
-    return {arm: memory_of(Path(__file__), described, arm, threads) for arm in arms}
+    return {arm: memory_of(Path(__file__), described, arm, threads) for arm in ARMS}
 
 
 def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
@@ -160,7 +100,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
         peaks.append(memory(case))
     for case, peak in zip(todo, peaks, strict=True):
         say(f"state: seconds of a step at V = {case.vocab:,}, local posterior {_on(case)}")
-        arms = compare(Workplace(case).arms(), repeats=2 if quick else 5)
+        arms = compare(steps_of(case), repeats=2 if quick else 5)
         for row in arms:
             rows.append(
                 dataclasses.asdict(case)
@@ -185,4 +125,4 @@ def _on(case: Case) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
-    report_memory(lambda: Workplace(Case(**json.loads(sys.argv[1]))), lambda place: work(place, sys.argv[2]))
+    report_memory(lambda: steps_of(Case(**json.loads(sys.argv[1]))), lambda steps: work(steps, sys.argv[2]))

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -64,7 +65,7 @@ def rows_of(table: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["state", "distillation", "tokenising", "generation", "families"])
+@pytest.mark.parametrize("name", ["state", "distillation", "steps", "tokenising", "generation", "families"])
 def test_the_table_shows_what_the_json_holds(name: str, quick: Path) -> None:
     result = json.loads((quick / f"{name}.json").read_text(encoding="utf-8"))
     for key in ("cpu", "cores", "threads", "dtype", "torch", "commit"):
@@ -142,18 +143,48 @@ def test_presets_take_their_steps(load: Any) -> None:
         assert sum(p.numel() for p in trainer.model.parameters()) == presets.expected(case).parameters
 
 
+def test_steps_at_the_published_sizes(load: Any) -> None:
+    steps = load("steps")
+    for case in steps.cases(False, torch.float32):
+        assert case.batch * load_recipe(f"{case.corpus}-flm").model.length == 4096
+        for name in ("flm", "mdlm", "fmlm"):
+            assert (
+                case.preset(name).changed(models_of(load_recipe(f"{case.corpus}-{name}"))[0]).backbone.depth
+                == 12
+            )
+    (case,) = steps.cases(True, torch.float32)
+    made = steps.steps_of(case)
+    assert list(made) == list(steps.ARMS)
+    with torch.no_grad():
+        for name in ("FLM", "MDLM"):
+            made[name].model.head.weight.normal_()  # zero at the start
+    # The head on masked positions alone gives the same loss; V = 512 > 2d, so that the dense states draw another one.
+    for pair in (("MDLM", "MDLM, head on masks alone"), ("FLM, dense state", "FLM, dense state in place")):
+        losses = []
+        for name in pair:
+            torch.manual_seed(0)  # of dropout
+            losses.append(made[name].loss().detach())
+        torch.testing.assert_close(*losses)
+    for name, step in made.items():
+        before = [p.detach().clone() for p in step.model.parameters() if p.requires_grad]
+        assert math.isfinite(step())
+        after = [p for p in step.model.parameters() if p.requires_grad]
+        assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), name
+    assert made[steps.BLOCKS].model.head.weight.grad is None
+
+
 def test_every_objective_takes_its_step(load: Any) -> None:
     distillation = load("distillation")
     (case,) = distillation.cases(True, torch.float32)
     for arm, options in distillation.ARMS.items():
-        place = distillation.Workplace(case, arm)
+        step = distillation.step_of(case, arm)
         name = "weight" if arm == distillation.CORRECTION else "head.weight"
-        before = place.model.get_parameter(name).detach().clone()
-        assert place.step() > 0
-        assert not torch.equal(place.model.get_parameter(name), before)
+        before = step.model.get_parameter(name).detach().clone()
+        assert step() > 0
+        assert not torch.equal(step.model.get_parameter(name), before)
         if options is not None:
-            assert place.objective.identity == options.get("identity", "psd")
-            assert place.objective.config.derivative == options.get("derivative", "difference")
+            assert step.objective.identity == options.get("identity", "psd")
+            assert step.objective.config.derivative == options.get("derivative", "difference")
     assert {
         options.get("identity", "psd") for options in distillation.ARMS.values() if options is not None
     } == {*IDENTITIES}
@@ -245,16 +276,17 @@ def test_a_script_that_fails_is_said(load: Any, tmp_path: Path) -> None:
 def test_both_states_are_one_computation(load: Any) -> None:
     state = load("state")
     case = dataclasses.replace(state.cases(True, torch.float32)[0], vocab=64)  # V = 2d: the package draws z
-    place = state.Workplace(case)
+    steps = state.steps_of(case)
+    model = steps["low-rank"].model
     with torch.no_grad():
-        place.model.head.weight.normal_()  # zero at the start, with no gradient for E
+        model.head.weight.normal_()  # zero at the start, with no gradient for E
     found = {}
-    for name in ("low_rank_loss", "dense_loss", "dense_in_place_loss"):
-        loss = getattr(place, name)()
-        place.model.zero_grad()
+    for name, step in steps.items():
+        loss = step.loss()
+        model.zero_grad()
         loss.backward()
-        found[name] = loss.detach(), place.model.embedding.grad.clone()
-    loss, gradient = found["low_rank_loss"]
+        found[name] = loss.detach(), model.embedding.grad.clone()
+    loss, gradient = found["low-rank"]
     assert gradient.abs().max() > 0
     for other, other_gradient in found.values():
         torch.testing.assert_close(other, loss)
@@ -263,10 +295,11 @@ def test_both_states_are_one_computation(load: Any) -> None:
 
 def test_above_2d_the_dense_states_agree_and_the_package_draws_no_z(load: Any) -> None:
     state = load("state")
-    place = state.Workplace(state.cases(True, torch.float32)[0])
-    torch.testing.assert_close(place.dense_loss(), place.dense_in_place_loss())
-    place.low_rank_loss()
-    assert place.objective.noise_width == place.case.width < place.case.vocab
+    (case,) = state.cases(True, torch.float32)
+    steps = state.steps_of(case)
+    torch.testing.assert_close(steps["dense"].loss(), steps["dense, in place"].loss())
+    steps["low-rank"].loss()
+    assert steps["low-rank"].objective.noise_width == case.width < case.vocab
 
 
 def test_generation_is_compared_with_its_own_network(load: Any) -> None:
