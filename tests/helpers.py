@@ -15,6 +15,8 @@ import pytest
 import safetensors.torch
 import tomli_w
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from flowlm.cli import main
 from flowlm.config import RunConfig, from_dict, merge, nested
@@ -47,6 +49,18 @@ TINY: dict[str, Any] = {
         "dtype": "float32",
     },
 }
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest tensor that any operation returns, forward or backward."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        self.numel = max([self.numel, *sizes])
+        return out
 
 
 def silent(message: str) -> None:

@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from flowlm import posterior as module
 from flowlm.backbone import BackboneConfig
@@ -21,6 +19,7 @@ from flowlm.objectives import FlowMapObjective, FlowObjective
 from flowlm.objectives.flow_map import FlowMapConfig
 from flowlm.posterior import Head, Mixture, OneHot, Posterior, Stacked
 from flowlm.samplers import sample
+from helpers import LargestTensor
 
 B, L, V, D = 3, 5, 11, 4
 
@@ -193,18 +192,6 @@ def test_errors(call: Callable[[Posterior], object], message: str) -> None:
 
 
 # --- nothing of size B×L×V -----------------------------------------------------------------------
-
-
-class LargestTensor(TorchDispatchMode):
-    """Records the size of the largest tensor that any operation returns, forward or backward."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        self.numel = max([self.numel, *sizes])
-        return out
 
 
 BIG_V, BIG_D, BIG_B, BIG_L = 4096, 32, 4, 16

@@ -1,11 +1,13 @@
-"""A training step asks a GPU for nothing until it is over: no number, no shape that depends on one, no copy back.
+"""A training step asks a GPU for nothing until it is over: no number, no shape that depends on one, no copy back; and
+at the published sizes it makes no tensor of batch × length × vocabulary.
 
-Torch's device of shapes alone stands for the GPU. It has no numbers, so whoever asks for one fails.
+Torch's device of shapes alone stands for the GPU. It has no numbers, so whoever asks for one fails, and no memory.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ import torch
 from torch import Tensor
 
 from flowlm import rng
-from flowlm.config import RunConfig, from_dict
+from flowlm.config import RunConfig, from_dict, load_recipe
 from flowlm.training import distributed
 from flowlm.training.loop import Trainer
-from helpers import flm, map_settings, map_values, settings, silent, trained
+from helpers import LargestTensor, flm, map_settings, map_values, settings, silent, trained
 
 LOW_RANK = {"model.backbone.width": 8, "model.backbone.heads": 1}  # V = 17 > 2d
 OUTSIDE = {"flow_map.loss": "squared-error", "flow_map.diagonal": 0.0}
@@ -38,6 +40,7 @@ MAPS: dict[str, dict[str, Any]] = {
     "forward-mode derivatives": {"flow_map.identity": "lsd", "flow_map.derivative": "jvp"},
 }
 STUDENTS = {"sdtt": "mdlm", "duo-dcd": "duo", "di4c": "mdlm"}
+PRESETS = ("flm", "fmlm", "ar", "mdlm", "duo", "sdtt", "duo-dcd")
 
 
 @pytest.fixture
@@ -112,3 +115,24 @@ def test_two_stages(tmp_path: Path, elsewhere: Callable[[], None]) -> None:
     elsewhere()
     _steps(first, tmp_path / "first")
     _steps(config, tmp_path / "second")
+
+
+@pytest.mark.parametrize("corpus", ["lm1b", "owt"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_at_their_size(
+    corpus: str, name: str, elsewhere: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+    presets = importlib.import_module("presets")
+    recipe = load_recipe(f"{corpus}-{name}")
+    rows = recipe.train.micro_batch or recipe.train.batch
+    case = presets.Case(f"{corpus}-{name}", batch=rows, micro_batch=rows)
+    elsewhere()
+    trainer = presets.make_trainer(case)
+    shape = trainer.config.model
+    assert (shape.length, shape.vocab_size) == {"lm1b": (128, 30522), "owt": (1024, 50258)}[corpus]
+    with LargestTensor() as largest:
+        loss, _ = trainer.update()
+    assert loss.device.type == "meta"
+    assert largest.numel >= shape.vocab_size * shape.backbone.width  # the gradient of the head
+    assert largest.numel < rows * shape.length * shape.vocab_size / 3
