@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
 
-NAME is state, distillation, presets, steps, tokenising, generation or families. FOLDER/MACHINE gets a JSON file per
+NAME is one of those that benchmarks/README.md tells of. FOLDER/MACHINE gets a JSON file per
 benchmark, and tables.md, made from the JSON files that are there.
 """
 
@@ -17,9 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bounds
 import distillation
 import families
 import generation
+import growth
 import presets
 import state
 import steps
@@ -103,6 +105,43 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "× the first's outside": lambda row: f"{row['outside_ratio']:.2f}",
         },
     ),
+    "bounds": (
+        "Where a training step of the presets goes, by a profile of its operations, and what it reaches of what this "
+        "machine can do: products of matrices as large as those of the blocks and of the head, and a copy. Utilisation "
+        "is of the faster product.",
+        {
+            "preset": lambda row: row["arm"],
+            "batch × length": lambda row: f"{row['batch']} × {row['length']}",
+            "ms": lambda row: f"{1000 * row['median']:,.1f}",
+            "GFLOP/s": lambda row: f"{row['flops_per_second'] / 1e9:,.1f}",
+            "blocks' product": lambda row: f"{row['block_flops'] / 1e9:,.0f}",
+            "head's product": lambda row: f"{row['head_flops'] / 1e9:,.0f}",
+            "utilisation": lambda row: f"{100 * row['utilisation']:.0f} %",
+            "copy, GB/s": lambda row: f"{row['copied_bytes'] / 1e9:,.1f}",
+            "its time": lambda row: ", ".join(
+                f"{kind} {100 * share:.0f} %" for kind, share in row["shares"].items() if share >= 0.005
+            ),
+        },
+    ),
+    "growth": (
+        "Seconds against one of vocabulary, length and batch, the others as said, and the line a + b x through them. "
+        "Power: the slope of log seconds over log x between the last two points, 1 where growth is linear.",
+        {
+            "of": lambda row: row["arm"],
+            "x": lambda row: row["varied"],
+            "the others": lambda row: ", ".join(
+                f"{name} {row['about'][name]:,}"
+                for name in ("vocab", "length", "batch")
+                if name != row["varied"]
+            ),
+            "at": lambda row: ", ".join(f"{x:,}" for x in row["points"]),
+            "ms": lambda row: ", ".join(f"{1000 * x:,.1f}" for x in row["medians"]),
+            "a, ms": lambda row: f"{1000 * row['fixed']:,.2f}",
+            "b, ms": lambda row: f"{1000 * row['each']:,.4f}",
+            "farthest from the line": lambda row: f"{100 * row['worst']:.0f} %",
+            "power": lambda row: f"{row['power']:.2f}",
+        },
+    ),
     "tokenising": (
         "Stories of the grammar to ids.",
         {
@@ -167,6 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
         "distillation": lambda: distillation.measure(chosen.quick, dtype, say),
         "presets": lambda: presets.measure(chosen.quick, dtype, say),
         "steps": lambda: steps.measure(chosen.quick, dtype, say),
+        "bounds": lambda: bounds.measure(chosen.quick, dtype, say),
+        "growth": lambda: growth.measure(chosen.quick, dtype, say),
         "tokenising": lambda: tokenising.measure(chosen.quick, say),
         "generation": lambda: generation.measure(chosen.quick, dtype, say),
         "families": lambda: families.measure(chosen.quick, dtype, say),

@@ -173,6 +173,56 @@ def test_steps_at_the_published_sizes(load: Any) -> None:
     assert made[steps.BLOCKS].model.head.weight.grad is None
 
 
+def test_a_line_is_found(load: Any) -> None:
+    growth = load("growth")
+    found = growth.line([1, 2, 4, 8], [3.5, 4.0, 5.0, 7.0])
+    assert (found["fixed"], found["each"]) == (pytest.approx(3), pytest.approx(0.5))
+    assert found["worst"] < 1e-12
+    assert found["power"] == pytest.approx(math.log2(7 / 5))
+    assert growth.line([1, 2, 4], [1, 4, 16])["worst"] > 0.3
+    assert growth.line([1, 2, 4], [1, 4, 16])["power"] == pytest.approx(2)
+
+
+def test_operations_are_told_apart(load: Any) -> None:
+    bounds = load("bounds")
+    kinds = {
+        "aten::mm": "products",
+        "aten::addmm": "products",
+        "aten::add_": "pointwise and sums",
+        "aten::mul": "pointwise and sums",
+        "aten::_log_softmax": "softmax and cross-entropy",
+        "aten::_fused_adamw_": "optimizer",
+        "aten::copy_": "copies and casts",
+        "aten::somethingelse": "other",
+    }
+    assert {name: bounds.kind_of(name) for name in kinds} == kinds
+    a = torch.randn(300, 300)
+    found = bounds.shares(lambda: [a @ a for _ in range(20)])
+    assert sum(found.values()) == pytest.approx(1)
+    assert next(iter(found)) == "products"
+
+
+@pytest.mark.slow
+def test_growth_and_bounds_are_shown(quick: Path) -> None:
+    text = (quick / "tables.md").read_text(encoding="utf-8")
+    for name in ("growth", "bounds"):
+        rows = json.loads((quick / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+        (table,) = [part for part in text.split("## ") if part.startswith(name)]
+        shown = rows_of(table)
+        assert len(shown) == len(rows) == {"growth": 6, "bounds": 1}[name]
+        for row, cells in zip(rows, shown, strict=True):
+            assert row["arm"] in cells.values()
+            if name == "bounds":
+                assert sum(row["shares"].values()) == pytest.approx(1)
+                assert row["flops_per_second"] == pytest.approx(row["flops"] / row["median"])
+                best = max(row["block_flops"], row["head_flops"])
+                assert row["utilisation"] == pytest.approx(row["flops_per_second"] / best)
+            else:
+                by_point = [statistics.median(point) for point in zip(*row["seconds"], strict=True)]
+                assert row["medians"] == pytest.approx(by_point)
+                assert all(seconds > 0 for seconds in row["medians"])
+
+
 def test_every_objective_takes_its_step(load: Any) -> None:
     distillation = load("distillation")
     (case,) = distillation.cases(True, torch.float32)

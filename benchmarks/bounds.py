@@ -1,0 +1,122 @@
+"""What bounds a training step: where its time goes, and how near each part is to what the machine can do at all.
+
+A step of a preset is profiled, operation by operation. Beside it stand this machine's roofs, measured in the same
+process: a product of matrices as large as those of the blocks, one as large as those of the head, and the copy of a
+tensor too large for any cache.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+from measure import Row, compare
+from steps import Case, cases, steps_of
+from torch.profiler import ProfilerActivity, profile
+
+from flowlm.cost import cost_of
+
+#: Kinds of operations, by what torch calls them; the rest is "other". A product moves little for what it computes, the
+#: others compute little for what they move.
+KINDS: dict[str, tuple[str, ...]] = {
+    "products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"),
+    "softmax and cross-entropy": ("softmax", "nll_loss", "logsumexp"),
+    "optimizer": ("_fused_adamw", "_foreach_norm", "aten::linalg_vector_norm"),
+    "embedding": ("aten::embedding", "aten::embedding_dense_backward", "aten::index"),
+    "normals": ("aten::normal_", "aten::bernoulli_"),
+    "copies and casts": ("aten::copy_", "aten::cat", "aten::fill_", "aten::zero_"),
+    "pointwise and sums": (
+        "aten::mul",
+        "aten::add",
+        "aten::sub",
+        "aten::div",
+        "aten::sum",
+        "aten::mean",
+        "aten::tanh",
+        "aten::gelu",
+        "aten::silu",
+        "layer_norm",
+        "rms_norm",
+        "aten::pow",
+        "aten::rsqrt",
+        "aten::exp",
+        "aten::neg",
+        "aten::where",
+        "masked",
+        "tanh_backward",
+        "gelu_backward",
+    ),
+}
+
+
+def kind_of(name: str) -> str:
+    """The kind of an operation."""
+    for kind, names in KINDS.items():
+        # The kinds of products are exact, for "aten::mm" begins nothing else.
+        if any(name == part or (part in name and kind != "products") for part in names):
+            return kind
+    return "other"
+
+
+def shares(step: Callable[[], object]) -> dict[str, float]:
+    """Share of a step's time by kind of operation, the time of an operation being its own."""
+    step()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    taken: dict[str, float] = {}
+    for event in profiled.key_averages():
+        if event.key.startswith("ProfilerStep"):
+            continue
+        kind = kind_of(event.key)
+        taken[kind] = taken.get(kind, 0.0) + event.self_cpu_time_total
+    whole = sum(taken.values())
+    return {kind: time / whole for kind, time in sorted(taken.items(), key=lambda item: -item[1])}
+
+
+def roofs(rows: int, width: int, vocab: int, dtype: torch.dtype, quick: bool) -> dict[str, float]:
+    """What this machine reaches: FLOP/s of two products, bytes a second of a copy, read and written."""
+    hidden = torch.randn(rows, width).to(dtype)
+    block, head = torch.randn(width, 4 * width).to(dtype), torch.randn(width, vocab).to(dtype)
+    part = hidden[: max(1, 2**24 // vocab)]
+    source = torch.ones(2**20 if quick else 2**27, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    timed = compare(
+        {"block": lambda: hidden @ block, "head": lambda: part @ head, "copy": lambda: target.copy_(source)},
+        repeats=2 if quick else 9,
+    )
+    best = {row["arm"]: min(row["seconds"]) for row in timed}
+    return {
+        "block_flops": 2 * rows * width * 4 * width / best["block"],
+        "head_flops": 2 * len(part) * width * vocab / best["head"],
+        "copied_bytes": 2 * source.numel() / best["copy"],
+    }
+
+
+def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+    """A row for each preset of a flow."""
+    return [_row(case, dtype, say) for case in cases(quick, dtype)]
+
+
+def _row(case: Case, dtype: torch.dtype, say: Callable[[str], None]) -> Row:
+    say(f"bounds: a step of {case.corpus}")
+    (step,) = steps_of(case, ("FLM",)).values()
+    (timed,) = compare({"FLM": step}, repeats=2 if case.quick else 5)
+    model = step.model.config
+    preset = case.preset("flm")
+    flops = cost_of(preset.config, dtype, "cpu", preset.models).step_flops
+    roof = roofs(case.batch * model.length, model.backbone.width, model.vocab_size, dtype, case.quick)
+    median = statistics.median(timed["seconds"])
+    return {
+        "arm": f"{case.corpus}-flm",
+        "vocab": model.vocab_size,
+        "length": model.length,
+        "batch": case.batch,
+        "seconds": timed["seconds"],
+        "median": median,
+        "shares": shares(step),
+        "flops": flops,
+        "flops_per_second": flops / median,
+        # As utilisation is counted: of what the widest products alone would take.
+        "utilisation": flops / median / max(roof["block_flops"], roof["head_flops"]),
+    } | roof
