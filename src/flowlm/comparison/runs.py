@@ -287,7 +287,7 @@ class Runner:
         least = min(compare.budgets)
         own = compare.scorer in self._runs
         # By compute: judging takes a share of it.
-        searches = [len(compare.rates) * least for _ in entries]
+        searches = [len(compare.rates) * least if len(compare.rates) > 1 else 0.0 for _ in entries]
         scorer = (compare.scorer_budget or max(compare.budgets)) if own else 0.0
         choices = [least if len(entry.samplers) > 1 or compare.frontier else 0.0 for entry in entries]
         total = (
@@ -340,7 +340,7 @@ class Runner:
                 part.share(i, len(compare.rates)).split(1 - _JUDGING) if part else (None, None)
             )
             if job.teacher is not None:
-                self.train(job.teacher, training)  # its failure is not this model's
+                self.train(job.teacher, _in_two(job, training)[0])  # its failure is not this model's
             try:
                 folder = self.train(job, training)
             except TrainingError as error:
@@ -461,7 +461,8 @@ class Runner:
         folder = self.work / "runs" / job.folder
         config = job.config
         if job.teacher is not None:
-            config = dataclasses.replace(config, teacher=str(self.train(job.teacher, part)))
+            before, part = _in_two(job, part)
+            config = dataclasses.replace(config, teacher=str(self.train(job.teacher, before)))
         there = RunDirectory(folder).steps()
         if there and there[-1] >= config.train.steps and (folder / "ema.safetensors").exists():
             return folder
@@ -621,6 +622,13 @@ def _knob(frontier: Mapping[str, Any]) -> str:
             default=math.inf,
         ),
     )
+
+
+def _in_two(job: Job, part: Part | None) -> tuple[Part | None, Part | None]:
+    """A student's stretch of the bar: its teachers' share of the compute, and its own."""
+    if part is None or job.teacher is None:
+        return None, part
+    return part.split(job.teacher.total / job.total)
 
 
 def _parameters(weights: Path) -> int:
