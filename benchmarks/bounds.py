@@ -8,14 +8,19 @@ tensor too large for any cache.
 from __future__ import annotations
 
 import statistics
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 from measure import Row, compare
 from steps import Case, cases, steps_of
 from torch.profiler import ProfilerActivity, profile
 
 from flowlm.cost import cost_of
+from flowlm.data.loader import Loader
 
 #: Kinds of operations, by what torch calls them; the rest is "other". A product moves little for what it computes, the
 #: others compute little for what they move.
@@ -93,6 +98,21 @@ def roofs(rows: int, width: int, vocab: int, dtype: torch.dtype, quick: bool) ->
     }
 
 
+def loading(batch: int, length: int, passages: int) -> float:
+    """Seconds in which a batch is read from a memory-mapped file of tokens, in the order of an epoch: the median."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokens.npy"
+        np.save(path, np.zeros((passages, length), np.uint16))
+        loader = Loader(np.load(path, mmap_mode="r"), batch, seed=0)
+        loader.batch(0)  # makes the order
+        seconds = []
+        for step in range(1, 20):
+            start = time.perf_counter()
+            loader.batch(step)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
 def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
     """A row for each preset of a flow."""
     return [_row(case, dtype, say) for case in cases(quick, dtype)]
@@ -115,6 +135,7 @@ def _row(case: Case, dtype: torch.dtype, say: Callable[[str], None]) -> Row:
         "seconds": timed["seconds"],
         "median": median,
         "shares": shares(step),
+        "loading": loading(case.batch, model.length, 1000 if case.quick else 100_000) / median,
         "flops": flops,
         "flops_per_second": flops / median,
         # As utilisation is counted: of what the widest products alone would take.

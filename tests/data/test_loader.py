@@ -109,49 +109,28 @@ def test_bad_arguments() -> None:
 # ------------------------------------------------------------------------------------------------ several processes
 
 
+def _parts(loader: Loader, step: int, world: int) -> list[torch.Tensor]:
+    """What processes take that share a batch evenly, each from a loader of its own."""
+    part = loader.size // world
+    return [
+        Loader(loader.tokens, loader.size, loader.seed).batch(step, rank * part, (rank + 1) * part)
+        for rank in range(world)
+    ]
+
+
 @pytest.mark.parametrize(
     ("num", "batch", "world"), [(10, 6, 2), (10, 6, 3), (7, 4, 4), (5, 12, 2), (100, 8, 8)]
 )
 def test_ranks_together_see_what_one_process_sees(num: int, batch: int, world: int) -> None:
     one = Loader(_tokens(num), batch, seed=4)
-    ranks = [Loader(_tokens(num), batch, seed=4, rank=rank, world=world) for rank in range(world)]
     for step in range(12):  # over the ends of epochs
-        parts = [loader.batch(step) for loader in ranks]
+        parts = _parts(one, step, world)
         assert {len(part) for part in parts} == {batch // world}
         assert torch.equal(torch.cat(parts), one.batch(step))
-        assert all(np.array_equal(loader.rows(step), one.rows(step)) for loader in ranks)
-
-
-def test_micro_batches_of_a_rank() -> None:
-    one = Loader(_tokens(20), 12, seed=4)
-    rank = Loader(_tokens(20), 12, seed=4, rank=1, world=2)
-    assert torch.equal(torch.cat([rank.batch(3, 0, 4), rank.batch(3, 4, 6)]), one.batch(3, 6, 12))
-    with pytest.raises(ValueError, match=r"got 0:7 of a batch of 6 \(a rank's part of 12\)"):
-        rank.batch(3, 0, 7)
 
 
 def test_a_run_goes_on_where_it_was_in_another_number_of_processes() -> None:
     """At a step of three epochs, begun in two processes and gone on with in four."""
-    one = [Loader(_tokens(10), 8, seed=1).batch(step) for step in range(6)]
-    seen = [
-        torch.cat(
-            [Loader(_tokens(10), 8, seed=1, rank=rank, world=world).batch(step) for rank in range(world)]
-        )
-        for step, world in [(0, 2), (1, 2), (2, 2), (3, 4), (4, 4), (5, 4)]
-    ]
-    assert all(torch.equal(a, b) for a, b in zip(seen, one))
-
-
-@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 2), (0, 0)])
-def test_ranks_that_are_none(rank: int, world: int) -> None:
-    with pytest.raises(
-        ValueError, match=rf"rank must lie in 0\.\.world-1, got rank {rank} of a world of {world}"
-    ):
-        Loader(_tokens(4), 4, seed=0, rank=rank, world=world)
-
-
-def test_a_batch_that_does_not_divide() -> None:
-    with pytest.raises(
-        ValueError, match="a batch of 6 does not divide among 4 processes: make it a multiple of 4"
-    ):
-        Loader(_tokens(4), 6, seed=0, rank=0, world=4)
+    one = Loader(_tokens(10), 8, seed=1)
+    for step, world in [(0, 2), (1, 2), (2, 2), (3, 4), (4, 4), (5, 4)]:
+        assert torch.equal(torch.cat(_parts(one, step, world)), one.batch(step))

@@ -20,30 +20,17 @@ __all__ = ["Loader"]
 class Loader:
     """Rows of `tokens` (N, L) in seeded order; each epoch is a permutation, batches run on over its end.
 
-    With `world` processes, that of `rank` has its part of every global batch: ranks one after another hold exactly
-    the rows of one process. The order depends on neither.
-
-    ValueError: tokens not 2-d or empty, batch < 1, no such rank, a batch that does not divide among the ranks.
+    ValueError: tokens not 2-d or empty, batch < 1.
     """
 
-    def __init__(self, tokens: NDArray[Any], batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, tokens: NDArray[Any], batch: int, seed: int) -> None:
         if tokens.ndim != 2 or 0 in tokens.shape:
             raise ValueError(f"tokens must be (N, L) with N, L >= 1, got the shape {tuple(tokens.shape)}")
         if batch < 1:
             raise ValueError(f"batch must be at least 1, got {batch}")
-        if not 0 <= rank < world:
-            raise ValueError(f"rank must lie in 0..world-1, got rank {rank} of a world of {world}")
-        if batch % world:
-            raise ValueError(
-                f"a batch of {batch} does not divide among {world} processes: make it a multiple of {world}"
-            )
         self.tokens = tokens
         self.size = batch
         self.seed = seed
-        self.first = rank * (batch // world)
-        """Where this rank's part of a global batch begins."""
-        self.part = batch // world
-        """Rows of a global batch that are this rank's."""
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
@@ -68,15 +55,12 @@ class Loader:
         return np.concatenate(parts)
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Tensor:
-        """Rows start:stop of this rank's part of the global batch at `step`, (stop - start, L), int64.
+        """Rows start:stop of the global batch at `step`, (stop - start, L), int64.
 
         Processes that take disjoint ranges together see exactly the global batch.
         """
-        stop = self.part if stop is None else stop
-        if not 0 <= start < stop <= self.part:
-            of = "" if self.part == self.size else f" (a rank's part of {self.size})"
-            raise ValueError(
-                f"need 0 <= start < stop <= batch, got {start}:{stop} of a batch of {self.part}{of}"
-            )
-        own = self.rows(step)[self.first + start : self.first + stop]
+        stop = self.size if stop is None else stop
+        if not 0 <= start < stop <= self.size:
+            raise ValueError(f"need 0 <= start < stop <= batch, got {start}:{stop} of a batch of {self.size}")
+        own = self.rows(step)[start:stop]
         return torch.from_numpy(self.tokens[own].astype(np.int64))

@@ -131,8 +131,10 @@ class FlowMapConfig:
     derivative: str = "difference"
     """Rates of Lagrangian and Eulerian targets: "difference" (two network calls more, with any attention and compiled
     code) or "jvp" (forward-mode differentiation; slower)."""
-    log_floor: float = 1e-6
-    """Least argument of the logarithm in targets of logits; how often it is met is logged as "clamped"."""
+    log_floor: float = 0.1
+    """Least argument of the logarithm in targets of logits, so that none gives a token more than 1/log_floor times what
+    the denoiser does: rates of a network that is no flow map yet ask for anything. How often it is met is logged as
+    "clamped"."""
     head_start: float = 0.0625
     """Share of the clock time from s to t that the state goes towards the data's mean before the network sees it.
     From noise that is the flow's own first step, D_0 being the marginals: it costs no call. Part of the student, not of
