@@ -108,7 +108,7 @@ TABLES: dict[str, tuple[str, Columns]] = {
     "bounds": (
         "Where a training step of the presets goes, by a profile of its operations, and what it reaches of what this "
         "machine can do: products of matrices as large as those of the blocks and of the head, and a copy. Utilisation "
-        "is of the faster product. Reading a batch: from a memory-mapped file of 100,000 passages, as a share of the step.",
+        "is of the faster product. Reading a batch: of a memory-mapped file, as a share of the step.",
         {
             "preset": lambda row: row["arm"],
             "batch × length": lambda row: f"{row['batch']} × {row['length']}",

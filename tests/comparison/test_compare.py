@@ -14,7 +14,17 @@ import tomli_w
 
 from flowlm import files
 from flowlm.comparison.recipe import Claim, CompareConfig, load_comparison
-from flowlm.comparison.report import AT_ENTROPY, PLAIN, VALID, Verdict, pivot, qualities, summary, verdicts
+from flowlm.comparison.report import (
+    AT_ENTROPY,
+    DISTANCES,
+    PLAIN,
+    VALID,
+    Verdict,
+    pivot,
+    qualities,
+    summary,
+    verdicts,
+)
 from flowlm.comparison.runs import Interrupted, Runner, _knob, source_hash
 from flowlm.config import merge, nested
 from flowlm.training.loop import Trainer
@@ -220,9 +230,14 @@ def test_claims_are_judged_seed_by_seed() -> None:
     pairs = {0: (0.5, 0.4), 1: (0.3, 0.3), 2: (0.2, 0.6)}
     assert Verdict(claim, 1.0, VALID, pairs).held == 1
     assert Verdict(claim, 1.0, PLAIN, pairs).held == 1
-    assert str(Verdict(claim, 1.0, VALID, pairs, {"distance of pairs": (0.1, 0.25)})) == (
+    assert str(Verdict(claim, 1.0, VALID, pairs)) == (
         "A in 1 network call above B in 8 network calls, by valid passages: holds for 1 of 3 seeds "
-        "(33.3 ± 15.3 % against 43.3 ± 15.3 %; distance of pairs 0.100 against 0.250)"
+        "(33.3 ± 15.3 % against 43.3 ± 15.3 %)"
+    )
+    # of distances the smaller is the better
+    assert str(Verdict(claim, 1.0, "pair_tv", pairs)) == (
+        "A in 1 network call above B in 8 network calls, by distance of pairs: holds for 1 of 3 seeds "
+        "(0.333 ± 0.153 against 0.433 ± 0.153)"
     )
     # who does not reach the entropy of the data has nothing to show; who is alone in reaching it has won nothing
     lone = Verdict(claim, 1.0, AT_ENTROPY, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)})
@@ -245,6 +260,18 @@ def test_means_and_deviations_over_seeds() -> None:
     ]
 
 
+def test_distances_where_nothing_can_be_read_are_the_largest() -> None:
+    rows = [row("A", 1, seed, 0.0) | {"slot_tv": tv} for seed, tv in enumerate((0.5, 0.7, None))]
+    assert pivot(rows, 1.0, "slot_tv") == [{"model": "A", "1": "0.733 ± 0.252"}]
+    (one,) = summary(rows)
+    assert one["slot_tv"] == pytest.approx(2.2 / 3)
+    assert one["slot_tv_sd"] == pytest.approx(0.2517, abs=1e-4)
+    # of text without a law there are none
+    text = [row("A", 1, 0, None, 5.0)]
+    assert qualities(text) == [PLAIN]
+    assert "slot_tv" not in summary(text)[0]
+
+
 def test_a_law_and_a_frontier_are_two_qualities() -> None:
     """Of rows whose knobs were turned both are shown, and only there is an entropy "not reached"."""
     curve = {"frontier": {"entropy": 3.0, "knob": None, "curves": {}}}
@@ -253,7 +280,7 @@ def test_a_law_and_a_frontier_are_two_qualities() -> None:
         row("A", 2, 0, 0.2),
         row("B", 1, 0, 0.3) | curve | {AT_ENTROPY: None},
     ]
-    assert qualities(rows) == [VALID, AT_ENTROPY]
+    assert qualities(rows) == [VALID, *DISTANCES, AT_ENTROPY]
     assert pivot(rows, 1.0, AT_ENTROPY) == [{"model": "A", "1": "4.0"}, {"model": "B", "1": "not reached"}]
     assert pivot(rows, 1.0, VALID)[0] == {"model": "A", "1": "10.0", "2": "20.0"}
     reached = {(one["model"], one["nfe"]): one.get("reached") for one in summary(rows)}
@@ -382,11 +409,12 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
         row("SDTT", 2, 0, 0.2) | curve | {AT_ENTROPY: 8.0, "pair_tv": 0.3},
     ]
     found = verdicts(comparison, rows)
-    assert [(v.key, v.held) for v in found] == [(VALID, 1), (AT_ENTROPY, 0)]
+    assert [(v.key, v.held) for v in found] == [(VALID, 1), ("slot_tv", 0), ("pair_tv", 1), (AT_ENTROPY, 0)]
     assert found[0].pairs == {0: (0.3, 0.2)}
-    assert found[0].beside == {"distance of pairs": (0.1, 0.3)}
+    assert found[1].pairs == {0: (1.0, 1.0)}
+    assert found[2].pairs == {0: (0.1, 0.3)}
     del rows[1]["frontier"]  # there no knob was turned: nothing is claimed
-    assert [v.key for v in verdicts(comparison, rows)] == [VALID]
+    assert [v.key for v in verdicts(comparison, rows)] == [VALID, *DISTANCES]
 
 
 @pytest.mark.parametrize(

@@ -54,15 +54,24 @@ _CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
 
 
 VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
+#: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same.
+DISTANCES = ("slot_tv", "pair_tv")
 
 
 def qualities(rows: Sequence[Row]) -> list[str]:
-    """The keys that models are ranked by: the share of valid passages where a law says so; perplexity at the entropy of
-    the data where frontiers were measured; perplexity by itself where there is neither."""
+    """The keys that models are ranked by: the share of valid passages and the distances of what they say where a law
+    tells; perplexity at the entropy of the data where frontiers were measured; perplexity by itself where there is
+    neither."""
     lawful = any(row.get(VALID) is not None for row in rows)
     turned = any(row.get("frontier") for row in rows)
-    found = [VALID] * lawful + [AT_ENTROPY] * turned
+    found = [VALID, *DISTANCES] * lawful + [AT_ENTROPY] * turned
     return found or [PLAIN]
+
+
+def _value(row: Row, key: str) -> float | None:
+    """A quality of a row. Where no passage can be read a distance is the largest there is."""
+    value = row.get(key)
+    return 1.0 if value is None and key in DISTANCES and row.get(VALID) is not None else value
 
 
 def _asked(rows: Sequence[Row], key: str) -> list[Row]:
@@ -86,7 +95,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for (budget, model, nfe), same in _groups(rows).items():
         values: dict[str, Any] = {"budget": budget, "model": model, "nfe": nfe, "seeds": len(same)}
         for name in _MEANS:
-            known = [row[name] for row in same if row.get(name) is not None]
+            known = [value for row in same if (value := _value(row, name)) is not None]
             if known:
                 values[name] = statistics.fmean(known)
             if name in keys:
@@ -112,7 +121,7 @@ def pivot(rows: Sequence[Row], budget: float, key: str) -> list[dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for (_, model, nfe), same in groups.items():
         cells = out.setdefault(model, {"model": model, **{str(k): "" for k in calls}})
-        cells[str(nfe)] = _shown(key, [row.get(key) for row in same])
+        cells[str(nfe)] = _shown(key, [_value(row, key) for row in same])
     return list(out.values())
 
 
@@ -121,10 +130,10 @@ def _shown(key: str, values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "not reached" if key == AT_ENTROPY else "not judged"
-    scale = 100 if key == VALID else 1
-    spread = f" ± {scale * statistics.stdev(known):.1f}" if len(known) > 1 else ""
+    scale, digits = (100, 1) if key == VALID else (1, 3 if key in (*DISTANCES, ENTROPY) else 1)
+    spread = f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
-    return f"{scale * statistics.fmean(known):.1f}{spread}{part}"
+    return f"{scale * statistics.fmean(known):.{digits}f}{spread}{part}"
 
 
 class Verdict:
@@ -136,7 +145,6 @@ class Verdict:
         key: the quality.
         pairs: of each seed, the quality of the one and of the other; None where it does not reach the entropy of the
             data, and is worth nothing.
-        beside: what else there is to say of the two, by name: a law's pairs of slots show who always tells the same.
     """
 
     def __init__(
@@ -145,10 +153,8 @@ class Verdict:
         budget: float,
         key: str,
         pairs: Mapping[int, tuple[float | None, float | None]],
-        beside: Mapping[str, tuple[float, float]] | None = None,
     ):
         self.claim, self.budget, self.key, self.pairs = claim, budget, key, dict(pairs)
-        self.beside = dict(beside or {})
         both = [(a, b) for a, b in pairs.values() if a is not None and b is not None]
         self.held = sum((a > b) if key == VALID else (a < b) for a, b in both)
         self.alone = sum(a is not None and b is None for a, b in pairs.values())
@@ -161,24 +167,30 @@ class Verdict:
         apart = f", {self.alone} not decided, as {claim.than} {why}" if self.alone else ""
         sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
         one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
-        more = "".join(f"; {name} {a:.3f} against {b:.3f}" for name, (a, b) in self.beside.items())
         return (
-            f"{what}, by {_NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} "
-            f"({one} against {other}{more})"
+            f"{what}, by {_NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} ({one} against "
+            f"{other})"
         )
 
 
-_NAMES = {VALID: "valid passages", PLAIN: "perplexity", AT_ENTROPY: "perplexity at data entropy"}
-#: Of a law, how far the pairs of slots are from it.
-_BESIDE = {VALID: {"pair_tv": "distance of pairs"}}
+ENTROPY = "entropy"
+_NAMES = {
+    VALID: "valid passages",
+    "slot_tv": "distance of slots",
+    "pair_tv": "distance of pairs",
+    PLAIN: "perplexity",
+    AT_ENTROPY: "perplexity at data entropy",
+    ENTROPY: "entropy within a passage, nats",
+}
 
 
 def judged(rows: Sequence[Row], entry: str, nfe: int, budget: float, key: str) -> dict[int, float]:
     """A number of a model by seed."""
     return {
-        row["seed"]: float(row[key])
+        row["seed"]: float(value)
         for row in rows
-        if (row["entry"], row["nfe"], row["budget"]) == (entry, nfe, budget) and row.get(key) is not None
+        if (row["entry"], row["nfe"], row["budget"]) == (entry, nfe, budget)
+        and (value := _value(row, key)) is not None
     }
 
 
@@ -196,12 +208,7 @@ def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
                     continue
                 mine, theirs = (judged(rows, name, at, budget, key) for name, at in sides)
                 pairs = {seed: (mine.get(seed), theirs.get(seed)) for seed in comparison.config.seeds}
-                beside = {}
-                for name, label in _BESIDE.get(key, {}).items():
-                    own = [judged(rows, entry, at, budget, name).values() for entry, at in sides]
-                    if all(own):
-                        beside[label] = (statistics.fmean(own[0]), statistics.fmean(own[1]))
-                out.append(Verdict(claim, budget, key, pairs, beside))
+                out.append(Verdict(claim, budget, key, pairs))
     return out
 
 
@@ -244,11 +251,15 @@ def _panels(rows: Sequence[Row], references: Sequence[Row], budget: float, key: 
 
 def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, float, float, float] | None:
     """Where the seeds of a model lie: means, and the least and the largest quality."""
-    known = [row for row in same if row.get(across) is not None and row.get(key) is not None]
+    known = [
+        (row[across], float(value))
+        for row in same
+        if row.get(across) is not None and (value := _value(row, key)) is not None
+    ]
     if not known:
         return None
-    values = [float(row[key]) for row in known]
-    return statistics.fmean(row[across] for row in known), statistics.fmean(values), min(values), max(values)
+    places, values = zip(*known, strict=True)
+    return statistics.fmean(places), statistics.fmean(values), min(values), max(values)
 
 
 def report(runner: Runner, command: str) -> None:
@@ -310,7 +321,8 @@ def report(runner: Runner, command: str) -> None:
     for budget in compare.budgets:
         heading = f"{budget:g} TFLOP of training each"
         lines.append(f"## {heading}")
-        for number, key in enumerate(qualities(rows)):
+        # Entropy ranks nothing: what is too sure of itself, or not sure enough, is seen by it.
+        for number, key in enumerate([*qualities(rows), ENTROPY]):
             table = pivot(rows, budget, key)
             unit = _NAMES[key] + ", %" * (key == VALID)
             caption = f"By number of network calls: {unit}, mean ± deviation over seeds."
