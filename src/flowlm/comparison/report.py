@@ -6,8 +6,11 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from flowlm.comparison.recipe import Claim, Comparison
 from flowlm.comparison.runs import Runner
+from flowlm.device import describe, resolve_device
 from flowlm.evaluation.plots import Panel, plot_panels
 from flowlm.evaluation.report import (
     Picture,
@@ -54,6 +57,8 @@ _CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
 
 
 VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
+PARSED, ENTROPY = "parsed", "entropy"
+SHARES = (VALID, PARSED)
 #: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same.
 DISTANCES = ("slot_tv", "pair_tv")
 
@@ -66,6 +71,12 @@ def qualities(rows: Sequence[Row]) -> list[str]:
     turned = any(row.get("frontier") for row in rows)
     found = [VALID, *DISTANCES] * lawful + [AT_ENTROPY] * turned
     return found or [PLAIN]
+
+
+def beside(rows: Sequence[Row]) -> list[str]:
+    """What ranks nothing and is shown too: the share of passages that can be read as one of the law's, right or wrong,
+    which distances are measured of; and entropy, by which what is too sure of itself is seen, or not sure enough."""
+    return [PARSED] * any(row.get(PARSED) is not None for row in rows) + [ENTROPY]
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -130,7 +141,7 @@ def _shown(key: str, values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "not reached" if key == AT_ENTROPY else "not judged"
-    scale, digits = (100, 1) if key == VALID else (1, 3 if key in (*DISTANCES, ENTROPY) else 1)
+    scale, digits = (100, 1) if key in SHARES else (1, 3 if key in (*DISTANCES, ENTROPY) else 1)
     spread = f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
     return f"{scale * statistics.fmean(known):.{digits}f}{spread}{part}"
@@ -168,14 +179,14 @@ class Verdict:
         sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
         one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
         return (
-            f"{what}, by {_NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} ({one} against "
+            f"{what}, by {NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} ({one} against "
             f"{other})"
         )
 
 
-ENTROPY = "entropy"
-_NAMES = {
+NAMES = {
     VALID: "valid passages",
+    PARSED: "passages that can be read",
     "slot_tv": "distance of slots",
     "pair_tv": "distance of pairs",
     PLAIN: "perplexity",
@@ -222,7 +233,7 @@ def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row
 
 
 def _panels(rows: Sequence[Row], references: Sequence[Row], budget: float, key: str) -> list[Panel]:
-    share, name = key == VALID, _NAMES[key]
+    share, name = key == VALID, NAMES[key]
     # the law, or held-out text
     level = next(
         (row[key] for row in references if row["model"] in ("law", "held-out") and row.get(key)), None
@@ -277,12 +288,15 @@ def report(runner: Runner, command: str) -> None:
     rows = runner.run()
     references, rates = runner.references(), runner.rates
     found, compare = verdicts(comparison, rows), comparison.config
+    machine = describe(resolve_device(runner.device))
     write_json(
         folder / "report.json",
         {
             "title": comparison.title,
             "command": command,
             "commit": runner.commit,
+            "machine": machine,
+            "torch": torch.__version__,
             "data": runner.texts(),
             "rates": rates,
             "samplers": {
@@ -307,8 +321,8 @@ def report(runner: Runner, command: str) -> None:
     plot_panels(panels(comparison, rows, references), folder / PICTURE)
     sources = ", ".join(f"{text['corpus']} sha256 {text['sha256'][:12]}" for text in runner.texts())
     about = (
-        f"`{command}`, commit {runner.commit}. Seeds {', '.join(map(str, compare.seeds))}; {compare.num} passages a "
-        f"row; learning rates times "
+        f"`{command}`, commit {runner.commit}, on {machine}. Seeds {', '.join(map(str, compare.seeds))}; "
+        f"{compare.num} passages a row; learning rates times "
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP, as each sampler at each number "
         "of calls, of as many as its recipe lists"
@@ -321,10 +335,9 @@ def report(runner: Runner, command: str) -> None:
     for budget in compare.budgets:
         heading = f"{budget:g} TFLOP of training each"
         lines.append(f"## {heading}")
-        # Entropy ranks nothing: what is too sure of itself, or not sure enough, is seen by it.
-        for number, key in enumerate([*qualities(rows), ENTROPY]):
+        for number, key in enumerate([*qualities(rows), *beside(rows)]):
             table = pivot(rows, budget, key)
-            unit = _NAMES[key] + ", %" * (key == VALID)
+            unit = NAMES[key] + ", %" * (key in SHARES)
             caption = f"By number of network calls: {unit}, mean ± deviation over seeds."
             lines += [markdown(table).rstrip(), caption]
             sections.append(Table(table, heading=heading if number == 0 else "", caption=caption))

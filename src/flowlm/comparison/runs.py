@@ -167,6 +167,11 @@ class Runner:
         device = resolve_device(config.train.device)
         return f"{device.type} {resolve_dtype(config.train.dtype, device)[0]}"
 
+    @property
+    def device(self) -> str:
+        """What is trained and judged on."""
+        return self._runs[self.comparison.entries[0].name].train.device
+
     def is_lawful(self, entry: Entry) -> bool:
         """Whether the law of its language is known."""
         return self.corpus(entry).meta.get("corpus") == "grammar"
@@ -183,11 +188,10 @@ class Runner:
         compare = self.comparison.config
         if compare.scorer and self._scorer is None:
             name = compare.scorer
-            device = self._runs[self.comparison.entries[0].name].train.device
             if (job := self._scorer_job()) is not None:
                 self._tell(part, f"{name}: trained with seed {compare.search_seed}, to judge the others")
                 name = str(self.train(job, part))
-            self._scorer = open_scorer(name, device=device)
+            self._scorer = open_scorer(name, device=self.device)
         return self._scorer
 
     def _scorer_job(self) -> Job | None:
