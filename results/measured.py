@@ -1,4 +1,4 @@
-"""Writes the measured part of the README from results/: python results/measured.py."""
+"""Writes what was measured into the README and docs/objectives.md, from results/: python results/measured.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flowlm.comparison.report import NAMES, SHARES, beside, pivot, qualities
 from flowlm.evaluation.report import markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,19 +58,47 @@ def demo(reports: list[Report]) -> str:
     return f"{head}\n\n{markdown(mean_rows(reports), columns=[*COLUMNS[:4], 'each seed', *COLUMNS[4:]])}"
 
 
-def measured() -> str:
-    """The section's text, from the reports in results/."""
-
+def demos() -> str:
+    """The README's part, from the demos' reports."""
     paths = sorted((ROOT / "results" / "demo").glob("seed-*.json"))
     return demo([json.loads(path.read_text(encoding="utf-8")) for path in paths])
 
 
-def insert(readme: str, text: str) -> str:
-    """The README with its measured part replaced."""
-    before, rest = readme.split(BEGIN)
+def ablation(name: str) -> str:
+    """A comparison of results/ablations: its circumstances, then a table for each quality."""
+    report = json.loads((ROOT / "results" / "ablations" / name / "report.json").read_text(encoding="utf-8"))
+    rows = report["rows"]
+    first = rows[0]
+    seeds = sorted({row["seed"] for row in rows})
+    steps = {row["model"]: row["training_steps"] for row in rows}
+    parts = [
+        f"[`{report['command']}`](../results/ablations/{name}/README.md), {report['machine']}, "
+        f"torch {report['torch']}, {first['dtype']}, seeds {', '.join(map(str, seeds))}, "
+        f"{first['num']:,} passages for each; commit of the first row `{first['commit']}`. Steps of training: "
+        + ", ".join(f"{model} {count:,}" for model, count in steps.items())
+        + "."
+    ]
+    for budget in sorted({row["budget"] for row in rows}):
+        for key in [*qualities(rows), *beside(rows)]:
+            unit = ", %" * (key in SHARES)
+            parts.append(
+                f"{NAMES[key].capitalize()}{unit} by network calls, mean ± deviation over seeds; {budget:g} TFLOP of "
+                f"training each:\n\n{markdown(pivot(rows, budget, key)).rstrip()}"
+            )
+    return "\n\n".join(parts)
+
+
+#: What stands between the marks of a document.
+DOCUMENTS = {"README.md": demos, "docs/objectives.md": lambda: ablation("objectives")}
+
+
+def insert(document: str, text: str) -> str:
+    """A document with its measured part replaced."""
+    before, rest = document.split(BEGIN)
     return f"{before}{BEGIN}\n{text.strip()}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(insert(path.read_text(encoding="utf-8"), measured()), encoding="utf-8")
+    for name, text in DOCUMENTS.items():
+        path = ROOT / name
+        path.write_text(insert(path.read_text(encoding="utf-8"), text()), encoding="utf-8")

@@ -86,11 +86,12 @@ def flops(objective: FlowMapObjective, teacher: Denoiser) -> int:
 
 
 #: What is set beside the identity: rates are true of a map that is nearly one, and Lagrangian ones say least before.
+#: Of a map so near the least argument of the logarithm may be smaller than where nothing is learnt yet.
 #: And what is reached: KL to the exact δ_{s,t}, one-step total variation; twice the semigroup's bounds. The endpoint's
 #: loss is not least at the flow map of a law that leaves a choice, and stays away from it.
 IDENTITIES: dict[str, tuple[dict[str, Any], float, float]] = {
     "lsd": ({"psd_first": 0.75}, 0.04, 0.1),
-    "lsd-logit": ({"psd_first": 0.75}, 0.04, 0.1),
+    "lsd-logit": ({"psd_first": 0.75, "log_floor": 0.02}, 0.04, 0.1),
     "esd": ({}, 0.04, 0.1),
     "esd-logit": ({}, 0.04, 0.1),
     "cfm": ({}, 0.4, 0.2),

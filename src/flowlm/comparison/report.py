@@ -57,7 +57,7 @@ _CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
 
 
 VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
-PARSED, ENTROPY = "parsed", "entropy"
+PARSED, NGRAM, ENTROPY = "parsed", "ngram_perplexity", "entropy"
 SHARES = (VALID, PARSED)
 #: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same.
 DISTANCES = ("slot_tv", "pair_tv")
@@ -74,9 +74,11 @@ def qualities(rows: Sequence[Row]) -> list[str]:
 
 
 def beside(rows: Sequence[Row]) -> list[str]:
-    """What ranks nothing and is shown too: the share of passages that can be read as one of the law's, right or wrong,
-    which distances are measured of; and entropy, by which what is too sure of itself is seen, or not sure enough."""
-    return [PARSED] * any(row.get(PARSED) is not None for row in rows) + [ENTROPY]
+    """What ranks nothing and is shown too: of a law, the share of passages that can be read as one of its own, right or
+    wrong, which distances are measured of, and perplexity, which says something of the others; and entropy, by which
+    what is too sure of itself is seen, or not sure enough."""
+    lawful = any(row.get(VALID) is not None for row in rows)
+    return [PARSED, NGRAM] * lawful + [ENTROPY]
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -187,6 +189,7 @@ class Verdict:
 NAMES = {
     VALID: "valid passages",
     PARSED: "passages that can be read",
+    NGRAM: "perplexity under the n-gram model",
     "slot_tv": "distance of slots",
     "pair_tv": "distance of pairs",
     PLAIN: "perplexity",
