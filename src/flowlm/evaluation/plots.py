@@ -73,8 +73,16 @@ def _in_percent(axes: Any) -> None:
 
 def _plain_logs(axis: Any) -> None:
     """A logarithmic axis in plain numbers."""
+    base: Any = _ticker().LogFormatter
+
+    class Plain(base):
+        """Which ticks it labels is the base's choice; it would write .4 as 4e-01."""
+
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
     for put in (axis.set_major_formatter, axis.set_minor_formatter):
-        put(_ticker().LogFormatter(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
+        put(Plain(labelOnlyBase=False, minor_thresholds=(1.5, 0.6)))
 
 
 def _save(figure: Any, path: PathLike) -> None:
