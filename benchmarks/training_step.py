@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,9 +72,6 @@ class DenseFlow(FlowObjective):
     @property
     def noise_width(self) -> int:
         return self._vocab
-
-    def noise(self, rows: Sequence[tuple[int | str, ...]], length: int, device: torch.device) -> Tensor:
-        return rng.normal_rows(rows, (length, self.noise_width), device)
 
     def losses(self, model: Any, tokens: Tensor, z: Tensor, draws: dict[str, Tensor]) -> Tensor:
         t = draws["t"]
