@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Memory, Row, compare, memory_of, report_memory
+from measure import Memory, Row, compare, memory_of_arm, report_memory
 from training_step import TrainingStep, optimizer_of
 
 from flowlm.backbone import BackboneConfig
@@ -119,12 +119,6 @@ def step_of(case: Case, arm: str) -> TrainingStep:
 STEPS = 2
 
 
-def memory(case: Case, arm: str) -> Memory:
-    """Peaks of a process that takes steps."""
-    described = json.dumps(dataclasses.asdict(case))
-    return memory_of(Path(__file__), described, arm, str(torch.get_num_threads()))
-
-
 def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
     """A row for each objective in each case."""
     rows: list[Row] = []
@@ -133,7 +127,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
     # All of them first: the peak of a process counts in that of the one which started it.
     for case in todo:
         say(f"distillation: memory of a step at V = {case.vocab:,}")
-        peaks |= {(case, arm): memory(case, arm) for arm in arms}
+        peaks |= {(case, arm): memory_of_arm(Path(__file__), case, arm) for arm in arms}
     for case in todo:
         say(f"distillation: seconds of a step at V = {case.vocab:,}")
         steps = {arm: step_of(case, arm) for arm in arms}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import platform
@@ -123,6 +124,11 @@ def memory_of(script: Path, *args: str) -> Memory:
             f"stopping it for want of memory\n{done.stderr[-2000:]}"
         )
     return Memory(*json.loads(done.stdout))
+
+
+def memory_of_arm(script: Path, case: Any, arm: str) -> Memory:
+    """The same of a script that is told a case (a dataclass), one of the ways, and the number of threads."""
+    return memory_of(script, json.dumps(dataclasses.asdict(case)), arm, str(torch.get_num_threads()))
 
 
 def machine(dtype: torch.dtype) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import Memory, Row, compare, memory_of, report_memory
+from measure import Row, compare, memory_of_arm, report_memory
 from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
 
 from flowlm.backbone import BackboneConfig
@@ -82,13 +82,6 @@ def work(steps: dict[str, TrainingStep], arm: str) -> None:
         steps[arm]()
 
 
-def memory(case: Case) -> dict[str, Memory]:
-    """Peaks of a process that takes steps, by arm."""
-    described = json.dumps(dataclasses.asdict(case))
-    threads = str(torch.get_num_threads())
-    return {arm: memory_of(Path(__file__), described, arm, threads) for arm in ARMS}
-
-
 def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
     """A row for each state in each case."""
     rows: list[Row] = []
@@ -97,7 +90,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
     # All of them first: the peak of a process counts in that of the one which started it.
     for case in todo:
         say(f"state: memory of a step at V = {case.vocab:,}, local posterior {_on(case)}")
-        peaks.append(memory(case))
+        peaks.append({arm: memory_of_arm(Path(__file__), case, arm) for arm in ARMS})
     for case, peak in zip(todo, peaks, strict=True):
         say(f"state: seconds of a step at V = {case.vocab:,}, local posterior {_on(case)}")
         arms = compare(steps_of(case), repeats=2 if quick else 5)

@@ -6,7 +6,6 @@ one forward pass.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 
 import presets
 import torch
-from measure import Memory, Row, compare, memory_of, report_memory
+from measure import Memory, Row, compare, memory_of_arm, report_memory
 from torch import Tensor
 from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
 
@@ -107,12 +106,6 @@ def steps_of(case: Case, arms: tuple[str, ...] = tuple(ARMS)) -> dict[str, Train
     return steps
 
 
-def memory(case: Case, arm: str) -> Memory:
-    """Peaks of a process that takes steps."""
-    described = json.dumps(dataclasses.asdict(case))
-    return memory_of(Path(__file__), described, arm, str(torch.get_num_threads()))
-
-
 def outside(model: torch.nn.Module) -> int:
     """Bytes of the gradients that the blocks alone do not have: of embedding and head."""
     return sum(
@@ -128,7 +121,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
     # All of them first: the peak of a process counts in that of the one which started it.
     for case in todo:
         say(f"steps: memory of a step of {case.corpus}")
-        peaks |= {(case, arm): memory(case, arm) for arm in ARMS}
+        peaks |= {(case, arm): memory_of_arm(Path(__file__), case, arm) for arm in ARMS}
     for case in todo:
         say(f"steps: seconds of a step of {case.corpus}")
         steps = steps_of(case)
