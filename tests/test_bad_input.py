@@ -272,11 +272,11 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "corrupt archive": (
         _on_file("t.txt.gz", "no gzip"),
-        ("t.txt.gz",),
+        ("t.txt.gz is damaged or cut short (Not a gzipped file", "fetch it again"),
     ),
     "tokens without an end": (
         _train(lambda case: case.recipe(data__tokenizer=str(case.named("tokenizer.json", _endless())))),
-        ("end",),
+        ("the tokenizer has no [EOS] token: every passage ends with [EOS]", "add both to its vocabulary"),
     ),
     "prepared rows cut short": (
         _train(lambda case: case.recipe(data__path=str(_cut_rows(case)))),

@@ -6,12 +6,14 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from flowlm.data import preparation
 from flowlm.data.corpora import Corpus, DataConfig, load_corpus, prepare_corpus
 from flowlm.data.preparation import _encode
 from flowlm.data.prepared import META, Recipe, open_prepared
-from flowlm.data.readers import TextReader
+from flowlm.data.readers import TextReader, UnreadableError
 from flowlm.data.split import Smallest, count_across, count_distinct
 from flowlm.data.tokens import Tokenizer
 
@@ -250,6 +252,131 @@ def test_a_killed_preparation_goes_on_to_the_same_bytes(
     assert same(resumed, whole)
     a, b = content(only_folder(cache)), content(only_folder(again))
     assert {k: v for k, v in a.items() if k != META} == {k: v for k, v in b.items() if k != META}
+
+
+KILLED_WHERE = """
+import os, signal, sys
+from flowlm import files
+from flowlm.data.corpora import DataConfig, load_corpus
+path, stage = sys.argv[1:]
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+if stage == "first file":
+    files.sync = die  # what.json has another name yet
+elif stage == "removal":
+    whole, os_unlink = os.unlink, []
+    def unlink(*args, **options):
+        os_unlink.append(args)
+        whole(*args, **options) if len(os_unlink) < 3 else die()
+    os.unlink = unlink
+load_corpus(DataConfig(corpus="text", path=path, rows="wrap"), 16)
+"""
+
+
+@pytest.mark.parametrize("stage", ["first file", "removal"])
+def test_no_kill_leaves_what_is_in_the_way(text: Path, cache: Path, stage: str) -> None:
+    if stage == "removal":  # of what was begun for another text
+        killed = subprocess.run([sys.executable, "-c", KILLED, str(text), "encode", "3"], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        (work,) = cache.glob("*.partial")
+        assert len([*work.iterdir()]) > 4
+        text.write_text("\n".join(LINES[:60]))
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHERE, str(text), stage], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (work,) = cache.glob("*.partial")
+    assert [path.name for path in work.iterdir()] != []
+    passages = load_corpus(config(text, rows="wrap"), 16).meta["passages"]
+    assert passages == (60 if stage == "removal" else len(LINES))
+
+
+def test_work_outlives_a_disk_that_fails_for_a_while(
+    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(text), "encode", "3"], env=os.environ, check=False)
+    (work,) = cache.glob("*.partial")
+    before = content(work)
+    with monkeypatch.context() as patch:
+
+        def failing(self: TextReader, path: Path) -> Any:
+            error = OSError(5, "Input/output error", str(path))
+            raise UnreadableError(f"{path} cannot be read ({error.strerror})") from error
+
+        patch.setattr(TextReader, "_open_file", failing)
+        with pytest.raises(ValueError, match="Input/output error"):
+            load_corpus(config(text, rows="wrap"), 16)
+    assert content(work) == before
+    said: list[str] = []
+    load_corpus(config(text, rows="wrap"), 16, report=said.append)
+    assert any("going on with a preparation that was interrupted" in line for line in said)
+
+
+def test_a_text_that_goes_away_meanwhile(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = preparation._Preparation._encode
+
+    def losing(self: Any, *args: Any) -> Any:
+        text.unlink()
+        return whole(self, *args)
+
+    monkeypatch.setattr(preparation._Preparation, "_encode", losing)
+    with pytest.raises(ValueError, match=r"text\.txt cannot be read \(No such file"):
+        load_corpus(config(text), 16)
+
+
+def test_it_says_how_far_it_is_and_how_long_it_will_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count()
+    monkeypatch.setattr(
+        "flowlm.progress.time", SimpleNamespace(perf_counter=lambda: next(now), time=time.time)
+    )
+    path = tmp_path / "long.txt"
+    path.write_text("\n".join(f"{line} {i}" for i in range(100) for line in LINES[::5]))
+    said: list[str] = []
+    load_corpus(config(path), 16, report=said.append)
+    kib = path.stat().st_size // 1024
+    for what in ("looked at", "read for the tokenizer", "tokenised"):
+        lines = [line for line in said if line.startswith(f"KiB {what} ")]
+        assert any(re.fullmatch(rf"KiB {what} [\d,]+/{kib:,}  [\d,]+ s left", line) for line in lines), said
+
+
+def test_a_folder_with_a_meta_json_of_its_own_is_text(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name, own in (("a.txt", LINES[:90]), ("b.txt", LINES[90:])):
+        (folder / name).write_text("\n".join(own))
+    (folder / META).write_text('{"title": "My corpus", "format": "plain"}')
+    assert load_corpus(config(folder), 16).meta["passages"] == len(LINES)
+    with pytest.raises(ValueError, match="holds something else than prepared text: give a new folder"):
+        prepare_corpus(config(folder / "a.txt"), 16, folder, print)
+
+
+def test_places_for_rows(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "notes"
+    file.write_text("mine")
+    with pytest.raises(ValueError, match="notes is a file: rows are written into a folder"):
+        prepare_corpus(config(text), 16, file, print)
+    here = tmp_path / "[here]"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    made = prepare_corpus(config(text), 16, Path("."), print)
+    assert made == here
+    assert (here / META).exists()
+    assert not [path for path in tmp_path.iterdir() if ".old-" in path.name]
+    long = tmp_path / f"{'字' * 79}.txt"
+    long.write_text("\n".join(LINES))
+    assert load_corpus(config(long), 16).meta["passages"] == len(LINES)
+
+
+def test_what_is_only_read_is_used_all_the_same(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_corpus(config(text), 16)
+    os.utime(text, (1, 1))
+
+    def refused(*args: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("flowlm.files.write_json", refused)
+    monkeypatch.setattr(preparation, "_encode", never)
+    assert np.array_equal(load_corpus(config(text), 16).train, first.train)
 
 
 def test_what_was_begun_for_another_text_is_not_gone_on_with(text: Path, cache: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowlm.data.readers import TextReader
+from flowlm.data.readers import TextReader, UnreadableError
 
 LINES = ["The cat sat.", "A “dog” barked, twice.", "naïve 漢字 text"]
 TEXT = "\n".join(LINES) + "\n"
@@ -299,6 +299,42 @@ def test_what_is_no_plain_text_is_not_read_as_such(tmp_path: Path, name: str) ->
         TextReader(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["paper.pdf.txt", "page.html.txt.gz", "J.R.R. by.doc.txt", "a.json.jsonl"])
+def test_what_was_converted_is_text(tmp_path: Path, name: str) -> None:
+    content = TEXT.encode() if "jsonl" not in name else b'{"text": "one"}\n{"text": "two"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert passages(tmp_path / name) == passages(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark(tmp_path: Path, encoding: str) -> None:
+    """It decodes as UTF-8, to a zero beside every letter."""
+    path = tmp_path / "a.txt"
+    path.write_bytes("hello world\nand more\n".encode(encoding))
+    with pytest.raises(
+        ValueError, match=r"a\.txt is not UTF-8: 21 of its first 42 bytes are zero; .*'utf-16-le'"
+    ):
+        passages(path)
+    reader = TextReader(path, encoding=encoding)
+    assert [*reader.documents()] == [["hello world"], ["and more"]]
+
+
+def test_records_nested_too_deep(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": ' + "[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2 is not JSON"):
+        passages(tmp_path / "a.jsonl")
+
+
+def test_what_the_system_does_not_give_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    reader = TextReader(path)
+    path.unlink()
+    for read in (reader.fingerprint, reader.sha256, lambda: [*reader.documents()]):
+        with pytest.raises(UnreadableError, match=r"a\.txt cannot be read \(No such file"):
+            read()
+
+
 def test_an_encrypted_zip(tmp_path: Path) -> None:
     data = bytearray(zipped(TEXT.encode()))
     for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the flag in both headers of the member
@@ -314,6 +350,14 @@ def test_halves_of_pairs(tmp_path: Path) -> None:
     (tmp_path / "a.ndjson").write_text('{"text": "broken \\ud83d emoji"}\n')
     reader = TextReader(tmp_path / "a.ndjson")
     assert [*reader.documents()] == [["broken   emoji"]]
+    assert reader.control_characters == 1
+
+
+@pytest.mark.parametrize("unit", ["record", "piece"])
+def test_halves_of_pairs_in_what_stays_as_it_stands(tmp_path: Path, unit: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": " broken \\ud83d\\u0001 emoji"}\n')
+    reader = TextReader(tmp_path / "a.jsonl", unit)
+    assert [*reader.documents()] == [[" broken  \x01 emoji"]]
     assert reader.control_characters == 1
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import pickle
+import random
 import subprocess
 import sys
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -110,11 +114,37 @@ def test_no_sign_of_a_text_is_lost(text: str) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.text(alphabet=" \n\t.,'-12ab\u00e9\u3000\x1c", max_size=30), max_size=4))
+@given(st.lists(st.text(alphabet=" \n\t.,'-12ab\u00e9\u3000\x1c", max_size=90), max_size=4))
 def test_reading_by_chunks_equals_reading_whole(texts: list[str]) -> None:
     tokenizer = Tokenizer.train_words([*texts, "two words"])
     model = Model.from_str(tokenizer._model.to_str())
     assert tokenizer.encode(texts) == [model.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+@pytest.mark.parametrize("between", ["\t", "\u3001", "\u00a0"])
+def test_words_that_no_space_parts_take_no_memory_of_their_own(between: str) -> None:
+    """Lines that differ are not kept, as words are: five words are five, whatever stands between them."""
+
+    def lines(count: int) -> Iterator[str]:
+        draw = random.Random(0)
+        return (
+            between.join(draw.choices(["one", "two", "three", "four", "five"], k=20)) for _ in range(count)
+        )
+
+    tokenizer = Tokenizer.train_words(lines(10))
+
+    def added(count: int) -> int:
+        tracemalloc.start()
+        Tokenizer.train_words(lines(count))
+        drawn = lines(count)
+        while some := list(itertools.islice(drawn, 100)):
+            tokenizer.encode(some)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    # As counts of lines the second is nearly a megabyte more, as ids of lines some four.
+    assert added(8000) < added(2000) + 100_000
 
 
 def test_most_frequent_words_come_first() -> None:

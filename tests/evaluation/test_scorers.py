@@ -162,6 +162,33 @@ def test_scores_are_kept_by_content(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert all(json.loads(p.read_text()) for p in (cache / "scores").iterdir() if p.read_text() != "{")
 
 
+def test_scores_that_cannot_be_kept(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An hour of scoring is not lost for a folder that may not be written to."""
+    cache.write_text("a file in its place")
+    told: list[str] = []
+    assert score_texts(Counting(), ["a", "bb"], told.append).nats == (1.0, 2.0)
+    assert "the scores are not kept for another time: cannot write" in told[-1]
+    assert score_texts(Counting(), ["a", "bb"]).nats == (1.0, 2.0)
+    assert "the scores are not kept for another time" in capsys.readouterr().out
+
+
+def test_texts_that_have_no_score(cache: Path) -> None:
+    class Overflowing(Counting):
+        def judge(self, texts: Any) -> Scores:
+            found = super().judge(texts)
+            return Scores(tuple(math.nan if x == 3 else x for x in found.nats), found.tokens, found.cut)
+
+    with pytest.raises(
+        ValueError, match=r"counting gives text 1, 'ccc', a likelihood of nan nats: it cannot"
+    ):
+        score_texts(Overflowing(), ["a", "ccc", "bb"])
+    assert not cache.exists()
+    with pytest.raises(ValueError, match=r"text 1, 'b\\ud83d', holds half of a pair of UTF-16"):
+        score_texts(Counting(), ["a", "b\ud83d"])
+
+
 # -- Hugging Face's --------------------------------------------------------------------------------------------------
 
 

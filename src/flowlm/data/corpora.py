@@ -430,8 +430,12 @@ def _text(
     if len(reader.kinds) > 1:
         counts = ", ".join(f"{n} {kind or 'without a suffix'}" for kind, n in reader.kinds.items())
         say(f"{path}: read are {counts}")
-    if folder is not None and folder.exists() and not is_prepared(folder) and any(folder.iterdir()):
-        raise ValueError(f"{folder} holds something else than prepared text: give a new folder")
+    if folder is not None:
+        folder = folder.resolve()  # "." has no name beside which work could lie
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file: rows are written into a folder, give a new one")
+        if folder.exists() and not is_prepared(folder) and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds something else than prepared text: give a new folder")
 
     def make(passages: Iterable[str]) -> Tokenizer:
         if tokenizer is not None:
@@ -451,7 +455,8 @@ def _text(
 
     def place(with_tokenizer: str) -> Path:
         name = json.dumps([str(path.resolve()), recipe.written(), with_tokenizer])
-        stem = config.corpus if config.corpus in CORPORA else path.stem
+        # Names of files are at most 255 bytes long, of all of which a hash and other endings need some.
+        stem = config.corpus if config.corpus in CORPORA else path.stem.encode()[:100].decode(errors="ignore")
         return cache_folder() / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
     # A run that goes on, and a student, bring the tokenizer that the same recipe made: it is looked for, and nothing

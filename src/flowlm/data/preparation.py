@@ -7,6 +7,7 @@ folder beside the final one until it is whole; what a kill leaves there is taken
 from __future__ import annotations
 
 import errno
+import glob
 import io
 import itertools
 import json
@@ -33,7 +34,7 @@ from flowlm.data.prepared import (
     reuse,
     token_dtype,
 )
-from flowlm.data.readers import TextReader
+from flowlm.data.readers import TextReader, UnreadableError
 from flowlm.data.split import Smallest, count_across, count_distinct, digest, is_held
 from flowlm.data.tokens import Tokenizer
 from flowlm.progress import Progress
@@ -102,6 +103,8 @@ def prepare(
             preparation.origin = dict(origin or {})
             try:
                 preparation.run()
+            except UnreadableError:
+                raise
             except ValueError:
                 preparation.discard()  # it would not go better the next time
                 raise
@@ -223,7 +226,7 @@ class _Preparation:
         os.replace(self.work, self.folder)
         for name in _HELPERS:
             (self.folder / name).unlink(missing_ok=True)
-        for old in self.folder.parent.glob(f"{self.folder.name}.old-*"):
+        for old in self.folder.parent.glob(f"{glob.escape(self.folder.name)}.old-*"):
             shutil.rmtree(old, ignore_errors=True)
 
     def discard(self) -> None:
@@ -233,11 +236,17 @@ class _Preparation:
         """
         if not self.work.exists():
             return
-        if not (self.work / _WHAT).exists() and any(self.work.iterdir()):
+        found = sorted(self.work.iterdir())
+        # A kill may have come while the first of the files was written.
+        ours = (self.work / _WHAT).exists() or all(path.name.startswith(f".{_WHAT}.") for path in found)
+        if not ours:
             raise ValueError(
                 f"{self.work} is in the way, and was not made here: move it, or give another --out"
             )
-        shutil.rmtree(self.work)
+        # What says whose it is goes last, and says so to the next one if a kill comes before.
+        for path in sorted(found, key=lambda path: path.name == _WHAT):
+            path.unlink()
+        self.work.rmdir()
 
     def _resumes(self, what: dict[str, Any]) -> bool:
         try:

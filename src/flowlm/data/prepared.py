@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ __all__ = [
     "token_dtype",
 ]
 
-FORMAT = "flowlm-data/1"
+_FORMATS = "flowlm-data/"
+FORMAT = f"{_FORMATS}1"
 META = "meta.json"
 SIDES = ("train", "held_out")
 _LATER = ("bos", "detokenizer", "split")
@@ -80,8 +82,15 @@ class Prepared:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Whether a folder holds prepared text; meta.json decides, as anyone's folder may have a train.bin."""
-    return (folder / META).exists()
+    """Whether a folder holds prepared text, of any version; meta.json decides, and what lies beside one that cannot be
+    read: anyone's folder may have a meta.json of its own, or a train.bin."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return all((folder / f"{side}.bin").exists() for side in SIDES)
+    return isinstance(meta, dict) and str(meta.get("format", "")).startswith(_FORMATS)
 
 
 def open_prepared(folder: Path, *, check: bool = False) -> Prepared:
@@ -140,7 +149,8 @@ def reuse(reader: TextReader, recipe: Recipe, folder: Path) -> Prepared | None:
         if source["files"] != meta["files"]:
             if reader.sha256() != meta["sha256"]:
                 return None
-            files.write_json(folder / META, meta | source)
+            with contextlib.suppress(OSError):  # of a folder that is only read: it is looked into every time
+                files.write_json(folder / META, meta | source)
         return open_prepared(folder)
     except (ValueError, KeyError, OSError, TypeError):
         return None  # damaged or cut short: it is made anew

@@ -30,7 +30,7 @@ from typing import IO, Any
 
 from flowlm import files
 
-__all__ = ["Fingerprint", "TextReader"]
+__all__ = ["Fingerprint", "TextReader", "UnreadableError"]
 
 _RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _TEXT = (".txt", ".text", ".md", ".rst", ".raw")
@@ -44,12 +44,21 @@ _PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 # What no text needs and no model should learn: control characters, but for the tab and the ends of lines.
 # Halves of pairs of UTF-16, which JSON may spell and no encoding writes, go with them.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufeff\ud800-\udfff]")
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _DAMAGED = (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile)
 
+_MARKS = (b"\xff\xfe", b"\xfe\xff")  # that UTF-16 begins with
 _PIECE = 1 << 16  # characters
+_LOOKED_AT = (
+    1 << 12
+)  # bytes at the beginning of a text, among which one in eight that is zero is no sign of it
 
 Fingerprint = list[list[Any]]
 """[name, bytes, time of change in ns] of every file: equal as long as nothing was touched."""
+
+
+class UnreadableError(ValueError):
+    """The operating system does not give a file: it may the next time."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,10 @@ class TextReader:
 
     def fingerprint(self) -> Fingerprint:
         """Names, sizes and times of the files; cheap, and tells whether anything was touched."""
-        stats = [(file, file.stat()) for file in self.files]
+        try:
+            stats = [(file, file.stat()) for file in self.files]
+        except OSError as error:
+            raise _unreadable(error.filename or self.path, error) from error
         return [[self._name(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
 
     def sha256(self) -> str:
@@ -253,6 +265,8 @@ class TextReader:
         self, entry: _Entry, raw: IO[bytes], archive: zipfile.ZipFile | None, before: int
     ) -> Iterator[str]:
         """The documents of an entry; how far one has come is where the file on the disk is read."""
+        if entry.kind != ".parquet":
+            self._check_zeros(entry)
         with _opened(entry, raw, archive) as stream:
             if entry.kind == ".parquet":
                 for text, share in _parquet(stream, entry, self.field):
@@ -286,6 +300,10 @@ class TextReader:
 
     def _cut(self, text: str) -> list[str]:
         if self.unit in ("record", "piece"):
+            text, replaced = _HALVES.subn(
+                " ", text
+            )  # nothing could write them, whatever else stays as it stands
+            self.control_characters += replaced
             return [text] if self.unit == "piece" or text.strip() else []
         text, replaced = _CONTROL.subn(" ", text)
         self.control_characters += replaced
@@ -308,13 +326,33 @@ class TextReader:
         ):
             yield stream
 
+    def _check_zeros(self, entry: _Entry) -> None:
+        """Refuse what decodes, but to a zero for every other character."""
+        if any(width in self.encoding for width in ("16", "32")):
+            return
+        with self._bytes(entry) as stream:
+            start = stream.read(_LOOKED_AT)
+        if (zeros := start.count(0)) <= len(start) / 8:
+            return
+        if start.startswith(_MARKS):
+            raise self._marked(entry)
+        raise ValueError(
+            f"{entry} is not {self.encoding.upper()}: {zeros:,} of its first {len(start):,} bytes are zero; if it is "
+            "UTF-16 set data.encoding = 'utf-16-le' (or 'utf-16-be'), if it is no text leave it out"
+        )
+
+    def _marked(self, entry: _Entry) -> ValueError:
+        return ValueError(
+            f"{entry} is not {self.encoding.upper()}: it is UTF-16: set data.encoding = 'utf-16'"
+        )
+
     def _undecodable(self, entry: _Entry, error: UnicodeError) -> ValueError:
         """Where exactly the first wrong byte is: read again by bytes, since decoders count from where they like."""
         name = self.encoding.upper()
         hint = "convert it (for example: iconv -f latin1 -t utf8), name its data.encoding, or remove the byte"
         with self._bytes(entry) as stream:
-            if stream.read(2) in (b"\xff\xfe", b"\xfe\xff") and "16" not in name:
-                return ValueError(f"{entry} is not {name}: it is UTF-16: set data.encoding = 'utf-16'")
+            if stream.read(2) in _MARKS and "16" not in name:
+                return self._marked(entry)
         with self._bytes(entry) as stream:
             at = 0
             for line, raw in enumerate(stream, 1):
@@ -360,19 +398,19 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+    return any(part.startswith(".") and part != ".." for part in path.parts)
 
 
 def _kind(path: Path, *, alone: bool) -> tuple[str, str] | None:
     """What a name says: the kind and how it is packed. A file given by itself is plain text in case of doubt."""
     suffix, packed = path.suffix.lower(), ""
-    if alone and (kind := next((s.lower() for s in path.suffixes[-2:] if s.lower() in _NO_TEXT), "")):
-        raise ValueError(
-            f"{path} is no plain text ({kind}): unpack or convert it; known are .txt, {', '.join(_RECORDS)}, "
-            f"plain or in {', '.join((*_PACKED, '.zip'))}"
-        )
     if suffix in _PACKED:
         packed, suffix = suffix, Path(path.stem).suffix.lower()
+    if alone and suffix in _NO_TEXT:
+        raise ValueError(
+            f"{path} is no plain text ({suffix}): unpack or convert it; known are .txt, {', '.join(_RECORDS)}, "
+            f"plain or in {', '.join((*_PACKED, '.zip'))}"
+        )
     if suffix in _RECORDS:
         if packed and suffix == ".parquet":
             raise ValueError(
@@ -412,8 +450,8 @@ def _damaged(entry: _Entry, error: Exception) -> ValueError:
     )
 
 
-def _unreadable(what: object, error: OSError) -> ValueError:
-    return ValueError(f"{what} cannot be read ({error.strerror or error}): check its permissions")
+def _unreadable(what: object, error: OSError) -> UnreadableError:
+    return UnreadableError(f"{what} cannot be read ({error.strerror or error}): check its permissions")
 
 
 def _paragraphs(lines: IO[str]) -> Iterator[str]:
@@ -447,7 +485,7 @@ def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
         where = f", line {number}"
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(
                 f"{entry}{where} is not JSON ({error}): one JSON object a line is read"
             ) from None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ MIN_BPE = 256 + 2  # every byte, [EOS], [PAD]
 _WORD = r"\w+(?:['’\-]\w+|(?<=\d)[.,]\d\w*)*|-{2,}|[^\w\s]"
 _CHUNK = 8192  # texts handed to the library at a time: bounds memory
 _CACHED = 1 << 20
+_NO_SPACES = "\x1c\x1d\x1e\x1f"
+_OFTEN = 32  # characters: longer chunks between spaces are not words that come again
 
 _KINDS = {"WordLevel": "wordlevel", "BPE": "bpe", "WordPiece": "wordpiece", "Unigram": "unigram"}
 
@@ -175,22 +178,24 @@ class Tokenizer:
         return ids
 
     def _encode_words(self, texts: Sequence[str]) -> list[list[int]]:
-        # tokens never contain a space, so that each space-separated chunk needs to be read only once
+        # Tokens never contain a space, so that each chunk between spaces needs to be read only once; long ones, of
+        # scripts without spaces, do not come again.
         cache = self._cache
         if len(cache) > _CACHED:
             cache.clear()
-        split = [text.split(" ") for text in texts]
+        split = [_chunks(text) for text in texts]
         new = list(dict.fromkeys(chunk for chunks in split for chunk in chunks if chunk not in cache))
         try:
-            cache.update(zip(new, self._encode_all(new), strict=True))
+            read = dict(zip(new, self._encode_all(new), strict=True))
         except Exception:  # the library raises nothing narrower
             self._refuse_unknown(new)
             raise
+        cache.update((chunk, ids) for chunk, ids in read.items() if len(chunk) <= _OFTEN)
         rows: list[list[int]] = []
         for chunks in split:
             row: list[int] = []
             for chunk in chunks:
-                row += cache[chunk]
+                row += cache[chunk] if chunk in cache else read[chunk]
             rows.append(row)
         return rows
 
@@ -346,9 +351,11 @@ class Tokenizer:
         model = Model(models.WordLevel({}, unk_token=UNK))
         model.pre_tokenizer = splitter
         chunks: Counter[str] = Counter()
-        for text in texts:
-            chunks.update(text.split(" "))
         counts: Counter[str] = Counter()
+        for text in texts:
+            found = _chunks(text)
+            chunks.update(chunk for chunk in found if len(chunk) <= _OFTEN)
+            counts.update(_words(model, [chunk for chunk in found if len(chunk) > _OFTEN]))
         for chunk, count in chunks.items():
             for word in _words(model, [chunk]):
                 counts[word] += count
@@ -422,6 +429,13 @@ def _is_ours(described: dict[str, Any]) -> bool:
         and described["pre_tokenizer"] == split
         and described["normalizer"] is None
     )
+
+
+def _chunks(text: str) -> list[str]:
+    """What stands between spaces of any kind, as the tokenizer knows them: Python counts four more signs."""
+    if any(sign in text for sign in _NO_SPACES):
+        return re.findall(rf"[\S{_NO_SPACES}]+", text)
+    return text.split()
 
 
 def _words(model: tokenizers.Tokenizer, texts: Iterable[str]) -> Iterator[str]:

@@ -321,8 +321,18 @@ def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]
     """Scores of any number of texts, in batches of like length, kept in the cache by content.
 
     A file of scores is named by the scorer and the texts; a damaged one is made anew.
+
+    Raises:
+        ValueError: a text that cannot be read, or one whose likelihood is not finite.
     """
-    named = json.dumps([scorer.name, list(texts)], ensure_ascii=False).encode()
+    try:
+        named = json.dumps([scorer.name, list(texts)], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        wrong = next(i for i, text in enumerate(texts) if any("\ud800" <= sign <= "\udfff" for sign in text))
+        raise ValueError(
+            f"text {wrong}, {texts[wrong][:40]!r}, holds half of a pair of UTF-16, which no tokenizer reads: mend it, "
+            "or leave it out"
+        ) from None
     path = cache_folder() / "scores" / f"{hashlib.sha256(named).hexdigest()[:32]}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -339,8 +349,15 @@ def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]
             cut += found.cut
             done += len(some)
             progress.advance(done)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(path, {"scorer": scorer.name, "nats": nats, "tokens": tokens, "cut": cut})
+    if (bad := next((i for i, value in enumerate(nats) if not math.isfinite(value)), None)) is not None:
+        raise ValueError(
+            f"{scorer.name} gives text {bad}, {texts[bad][:40]!r}, a likelihood of {nats[bad]} nats: it cannot "
+            "score; try another --dtype or device, or another scorer"
+        )
+    try:
+        files.write_json(path, {"scorer": scorer.name, "nats": nats, "tokens": tokens, "cut": cut})
+    except OSError as error:
+        (say or print)(f"the scores are not kept for another time: {error.strerror}")
     return Scores(tuple(nats), tuple(tokens), cut)
 
 
