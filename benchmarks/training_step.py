@@ -45,9 +45,9 @@ class TrainingStep:
     def loss(self) -> Tensor:
         """The mean loss of the next step."""
         batch, length = self.tokens.shape
-        draws = self.objective.draw(batch, rng.generator(0, "draw", self.count))
         self.model.train()
         self.objective.prepare(self.model, self.count)
+        draws = self.objective.draw(batch, rng.generator(0, "draw", self.count))
         noise = self.objective.noise([(0, "noise", self.count, i) for i in range(batch)], length, CPU)
         with precision(CPU, self.dtype):
             return self.objective.losses(self.model, self.tokens, noise, draws).mean()

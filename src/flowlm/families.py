@@ -48,7 +48,8 @@ class Objective:
         raise NotImplementedError
 
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Per-row draws of a global batch of num rows: tensors (num,), on the CPU. "kind" numbers `kinds`."""
+        """Per-row draws of a global batch of num rows, after `prepare`: tensors (num,), on the CPU. "kind" numbers
+        `kinds`."""
         raise NotImplementedError
 
     def losses(self, model: Any, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:

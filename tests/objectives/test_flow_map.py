@@ -391,6 +391,26 @@ def test_the_semigroup_comes_first() -> None:
         assert torch.equal(losses(at, **changing), want)
 
 
+def test_the_flow_comes_first() -> None:
+    """All rows are on the diagonal in the first share of the training's steps, and what the loss is measured by
+    outside of it is as in the end."""
+    case = Case("no teacher")
+    config = FlowMapConfig(diagonal=0.25, boundary=0.5, flow_first=0.5)
+    objective = FlowMapObjective(config, case.student.clock, steps=10)
+
+    def kinds(step: int | None) -> list[int]:
+        objective.prepare(case.student, step)
+        draws = objective.draw(32, torch.Generator().manual_seed(0))
+        on = draws["kind"] == DIAGONAL
+        assert torch.equal(draws["s"][on], draws["t"][on])
+        return torch.bincount(draws["kind"], minlength=3).tolist()
+
+    found = {step: kinds(step) for step in (0, 4, 5, 9, None)}
+    assert found == {0: [32, 0, 0], 4: [32, 0, 0], 5: [8, 12, 12], 9: [8, 12, 12], None: [8, 12, 12]}
+    with pytest.raises(ValueError, match=r"flow_map\.flow_first = 0\.5 is for learning without a teacher"):
+        FlowMapObjective(config, case.student.clock, teacher=case.student)
+
+
 # The regression on a corrected teacher takes that teacher's map as it is, and watches nothing.
 @pytest.mark.parametrize("identity", [name for name in IDENTITIES if name != "correction"])
 def test_what_leaves_the_simplex_is_reported(identity: str) -> None:
@@ -449,6 +469,7 @@ def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
             {"psd_first": 2.0, "identity": "esd"},
             r"flow_map.psd_first is a share of the steps in \[0, 1\], got 2.0",
         ),
+        ({"flow_first": -0.5}, r"flow_map.flow_first is a share of the steps in \[0, 1\], got -0.5"),
         ({"psd_first": 0.5}, "flow_map.psd_first = 0.5 means nothing for identity = 'psd'"),
         (
             {"psd_first": 0.5, "identity": "esd", "loss": "squared-error"},

@@ -112,6 +112,9 @@ class FlowMapConfig:
     logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup), "cfm" (the
     endpoint, D_t(X_{s,t}), and the squared rate of δ beside the cross-entropy: a bound on the Lagrangian residual), or
     "correction" (the map of a teacher of objective = "correction": the second of two stages)."""
+    flow_first: float = 0.0
+    """Share of the steps, the first ones, that have all rows on the diagonal: the flow is learned before its map, whose
+    targets mean nothing until then. Without a teacher only; a student starts from its teacher's flow."""
     psd_first: float = 0.0
     """Share of the steps, the first ones, in which the semigroup makes the target, whatever `identity` is: rates are
     small and true only of a map that is nearly one."""
@@ -144,7 +147,12 @@ class FlowMapConfig:
     two embeddings."""
 
     def __post_init__(self) -> None:
-        for name, whole in (("diagonal", "rows"), ("boundary", "rows"), ("psd_first", "the steps")):
+        for name, whole in (
+            ("diagonal", "rows"),
+            ("boundary", "rows"),
+            ("flow_first", "the steps"),
+            ("psd_first", "the steps"),
+        ):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
                     f"flow_map.{name} is a share of {whole} in [0, 1], got {getattr(self, name)}"
@@ -246,6 +254,11 @@ class FlowMapObjective(Objective):
                 "flow_map.identity = 'correction' regresses on a corrected flow: name a run of objective = "
                 "'correction' with --teacher RUN"
             )
+        if teacher is not None and config.flow_first:
+            raise ValueError(
+                f"flow_map.flow_first = {config.flow_first} is for learning without a teacher: a student has its "
+                "teacher's flow from the start; leave it out, or the teacher"
+            )
         if teacher is None and config.denoiser == "teacher":
             raise ValueError("flow_map.denoiser = 'teacher' needs a teacher: give one or use 'student'")
         if config.target == "averaged" and teacher is None:
@@ -256,7 +269,8 @@ class FlowMapObjective(Objective):
         if config.target == "averaged" and averaged is None:
             raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
         self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
-        self._semigroup_until = config.psd_first * steps
+        self._flow_until, self._semigroup_until = config.flow_first * steps, config.psd_first * steps
+        self._diagonal = config.diagonal
         self.identity = config.identity
         self.kinds: tuple[str, ...] = ("diagonal", "boundary", "interior")
         self._noise: (
@@ -273,6 +287,8 @@ class FlowMapObjective(Objective):
         if self._weights is not None:
             self._weights.step(self.gather)
         # Outside of training, the loss is that of the identity in the end.
+        before = step is not None and step < self._flow_until
+        self._diagonal = 1.0 if before else self.config.diagonal
         early = step is not None and step < self._semigroup_until
         self.identity = "psd" if early else self.config.identity
         if self.teacher is None:
@@ -290,9 +306,9 @@ class FlowMapObjective(Objective):
         return self._noise.width
 
     def draw(self, num: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Row kinds and the pair (s, u, t) of each row; on the diagonal s = u = t."""
+        """Row kinds and the pair (s, u, t) of each row of the step prepared for; on the diagonal s = u = t."""
         cfg = self.config
-        n_diagonal = stochastic_round(cfg.diagonal * num, generator)
+        n_diagonal = stochastic_round(self._diagonal * num, generator)
         n_boundary = stochastic_round(cfg.boundary * (num - n_diagonal), generator)
         n_interior = num - n_diagonal - n_boundary
         kind = torch.cat(

@@ -460,7 +460,6 @@ class Trainer:
     def update(self) -> tuple[Tensor, Tensor]:
         """The same on the device, which nothing has waited for, but where the adaptive clock looks at the losses."""
         cfg, step = self.config.train, self.step
-        draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
         self.model.train()
         rows = self.ranks.rows(cfg.batch)
         size = cfg.micro_batch or len(rows)
@@ -470,6 +469,7 @@ class Trainer:
         seen: list[Tensor] = []
         with self.ranks.opened(self._forward):
             self.objective.prepare(self.model, step)
+            draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
             for start in range(rows.start, rows.stop, size):
                 stop = min(start + size, rows.stop)
                 last = stop == rows.stop
@@ -530,11 +530,11 @@ class Trainer:
         model = self.ema.model
         objective = self._held_out_objective
         forward = Forward(model, objective)
-        draws = objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
         rows = []
         size = cfg.micro_batch or len(self.ranks.rows(cfg.batch))
         with self.ranks.opened(model):
             objective.prepare(model)
+            draws = objective.draw(len(tokens), rng.generator(cfg.seed, "held-out"))
             for start in range(0, len(tokens), size):
                 part = {name: value[start : start + size] for name, value in draws.items()}
                 losses = self._losses(
