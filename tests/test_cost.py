@@ -122,11 +122,13 @@ def test_flops_of_rounds(objective: str, setting: str, folder: Path) -> None:
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
 
 
-def test_flops_of_a_flow_map_without_a_teacher() -> None:
+@pytest.mark.parametrize("flow_first", [0.0, 0.5])
+def test_flops_of_a_flow_map_without_a_teacher(flow_first: float) -> None:
     over = SETTINGS["the paper's, V > 2d"] | {
         "model.vocab_size": 17,
         "train.batch": 64,
         "flow_map.head_start": 0.0,
+        "flow_map.flow_first": flow_first,
     }
     config = from_dict(RunConfig, merge(values(), nested({"objective": "flow-map"} | over)))
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)

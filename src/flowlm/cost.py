@@ -133,7 +133,7 @@ def models_of(config: RunConfig) -> tuple[DenoiserConfig, DenoiserConfig | None]
     teacher = _teacher(config.teacher) if config.teacher else None
     if teacher is not None:
         kind.check_source(config, teacher, config.teacher)
-    elif kind.taught and (config.objective != "flow-map" or config.model == DenoiserConfig()):
+    elif kind.taught and (config.objective != "flow-map" or config.flow_map.asks_a_teacher):
         raise ValueError("what a student costs is known with its teacher: name it with --teacher RUN")
     model = dataclasses.replace(teacher or config.model, **kind.fill(config))
     return dataclasses.replace(model, vocab_size=model.vocab_size or _vocabulary(config.data)), teacher
@@ -297,18 +297,24 @@ def _part_flops(config: RunConfig, student: _Sizes, teacher: _Sizes | None, rows
         # Soft tokens, a mean of embeddings over the vocabulary, and its gradient in them.
         return total + config.duo.curriculum * 4 * tokens * v * d
     if kind == "flow-map":
-        return total + _flow_map(config, student, teacher, rows)
+        before = config.flow_map.flow_first
+        shares = ((before, 1.0), (1 - before, config.flow_map.diagonal))
+        return total + sum(
+            share * _flow_map(config, student, teacher, rows, diagonal) for share, diagonal in shares if share
+        )
     assert teacher is not None
     targets = {"sdtt": 2, "duo-dcd": 1}[kind]
     total += targets * (teacher.forward(rows) + teacher.head(tokens) + teacher.head(teacher.again(tokens)))
     return total + (teacher.head(tokens) if kind == "sdtt" else 0)  # what the first step opens is drawn
 
 
-def _flow_map(config: RunConfig, student: _Sizes, teacher: _Sizes | None, rows: int) -> float:
-    """Noise and targets of the semigroup."""
+def _flow_map(
+    config: RunConfig, student: _Sizes, teacher: _Sizes | None, rows: int, diagonal: float
+) -> float:
+    """Noise and targets of the semigroup, with this share of the rows on the diagonal."""
     setting, length = config.flow_map, student.length
     tokens = rows * length
-    on = setting.diagonal * rows
+    on = diagonal * rows
     ends = setting.boundary * (rows - on)
     walked = ends if setting.boundary_target == "teacher" else 0.0
     pairs = rows - on - walked

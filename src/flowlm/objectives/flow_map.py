@@ -146,6 +146,15 @@ class FlowMapConfig:
     """Keep the teacher's embedding (and a head tied to it); otherwise it is trained, and the two read one x through
     two embeddings."""
 
+    @property
+    def asks_a_teacher(self) -> bool:
+        """Whether something of it is a teacher's, so that it cannot be learned from a text alone."""
+        return (
+            "teacher" in (self.boundary_target, self.denoiser)
+            or self.target == "averaged"
+            or self.identity == "correction"
+        )
+
     def __post_init__(self) -> None:
         for name, whole in (
             ("diagonal", "rows"),
