@@ -25,6 +25,7 @@ from flowlm.objectives import FlowMapConfig, FlowMapObjective, FlowObjective
 
 _PUBLISHED: dict[str, Any] = {
     "diagonal": 0.5,
+    "diagonal_target": "teacher",
     "boundary": 1 / 32,
     "boundary_target": "self",
     "target": "student",

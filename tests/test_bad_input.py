@@ -276,7 +276,7 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
     ),
     "tokens without an end": (
         _train(lambda case: case.recipe(data__tokenizer=str(case.named("tokenizer.json", _endless())))),
-        ("the tokenizer has no [EOS] token: every passage ends with [EOS]", "add both to its vocabulary"),
+        ("tokenizer.json: there is no end token, none of [EOS], <|endoftext|>", "name one with data.eos"),
     ),
     "prepared rows cut short": (
         _train(lambda case: case.recipe(data__path=str(_cut_rows(case)))),

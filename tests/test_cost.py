@@ -92,10 +92,16 @@ def student_of(objective: str, setting: str, folder: Path, over: dict[str, Any] 
     return from_dict(RunConfig, map_values(teacher, optim | (over or {})) | {"objective": objective})
 
 
-PUBLISHED_MAP: dict[str, Any] = {"flow_map.freeze_embedding": False, "flow_map.head_start": 0.0}
+PUBLISHED_MAP: dict[str, Any] = {
+    "flow_map.diagonal_target": "teacher",
+    "flow_map.freeze_embedding": False,
+    "flow_map.head_start": 0.0,
+}
 MAPS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED_MAP,
-    "frozen": {},
+    "frozen": {"flow_map.diagonal_target": "teacher"},
+    "data": {},
+    "data, embedding trained": {"flow_map.freeze_embedding": False},
     "boundary": {"flow_map.diagonal": 0.25, "flow_map.boundary": 0.5, "flow_map.rollout_steps": 3}
     | {"flow_map.boundary_target": "teacher", "flow_map.target": "averaged"},
 }

@@ -133,7 +133,7 @@ def models_of(config: RunConfig) -> tuple[DenoiserConfig, DenoiserConfig | None]
     teacher = _teacher(config.teacher) if config.teacher else None
     if teacher is not None:
         kind.check_source(config, teacher, config.teacher)
-    elif kind.taught and (config.objective != "flow-map" or config.flow_map.asks_a_teacher):
+    elif kind.taught and (config.objective != "flow-map" or config.flow_map.needs_a_teacher):
         raise ValueError("what a student costs is known with its teacher: name it with --teacher RUN")
     model = dataclasses.replace(teacher or config.model, **kind.fill(config))
     return dataclasses.replace(model, vocab_size=model.vocab_size or _vocabulary(config.data)), teacher
@@ -322,9 +322,10 @@ def _flow_map(
     if setting.target == "averaged":
         total += student.evidence()
     #: Of each token in the order of a batch, heads that its target asks.
-    heads = [(on * length, 1 if teacher else 0), (walked * length, 1), (pairs * length, 2)]
+    taught = on if teacher is not None and setting.diagonal_target == "teacher" else 0.0
+    heads = [(on * length, 1 if taught else 0), (walked * length, 1), (pairs * length, 2)]
     if teacher is not None:
-        total += teacher.forward(on) + teacher.evidence()
+        total += teacher.forward(taught) + (teacher.evidence() if taught or walked else 0)
         total += setting.rollout_steps * teacher.forward(walked)
         total += 2 * (setting.rollout_steps - 1) * teacher.head(walked * length)
     left = float(student.chunk)
@@ -332,7 +333,7 @@ def _flow_map(
         once = min(left, count)
         left -= once
         total += asked * (student.head(once) + 2 * student.head(count - once))
-    if teacher is None:
+    if teacher is None or not (setting.freeze_embedding or setting.asks_the_teacher):
         return total + _noise(student, tokens, gradient=True)
     total += _noise(student, tokens, gradient=False)
     if setting.freeze_embedding:
@@ -359,10 +360,22 @@ def _noise_law(config: RunConfig, student: _Sizes, teacher: _Sizes | None) -> tu
     flows = config.objective in ("flow", "flow-map")
     if not flows or not _low_rank(student) or student.config.state != "one-hot":
         return 0, 0
-    if teacher is None:
-        return 2 * gram + 2 * d**3, gram + 2 * d**3
-    # A frozen embedding has one law for the whole run; two embeddings have a coupled one, see `CoupledLowRankNoise`.
-    return (0, 0) if config.flow_map.freeze_embedding else (10 * gram + 8 * d**3, 2 * gram + 4 * d**3)
+    if teacher is not None and config.flow_map.freeze_embedding:
+        return 0, 0  # one law for the whole run
+    if _couples(config, teacher):
+        return 10 * gram + 8 * d**3, 2 * gram + 4 * d**3
+    return 2 * gram + 2 * d**3, gram + 2 * d**3
+
+
+def _couples(config: RunConfig, teacher: _Sizes | None) -> bool:
+    """Whether one noise is seen through two embeddings, a teacher's and a student's, see `CoupledLowRankNoise`."""
+    setting = config.flow_map
+    return (
+        config.objective == "flow-map"
+        and teacher is not None
+        and setting.asks_the_teacher
+        and not setting.freeze_embedding
+    )
 
 
 def _newton_schulz(shape: tuple[int, ...]) -> float:
@@ -429,7 +442,7 @@ def _activations(
         # A target's own forward pass: no more than a block of it at a time.
         paired = (1 - config.flow_map.diagonal) * tokens
         passing = max(passing, paired * (12 * d * number + 3 * scores))
-        if teacher is not None and not _shares_embedding(config) and _low_rank(student):
+        if _couples(config, teacher) and _low_rank(student):
             kept += 4 * SINGLE * d * v  # what the coupled noise keeps of two embeddings
     if config.objective == "duo" and config.duo.curriculum:
         passing = max(passing, 4 * SINGLE * student.length * v)

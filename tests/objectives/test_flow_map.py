@@ -187,14 +187,26 @@ def test_kinds_are_spread_over_the_batch() -> None:
 
 B = 12
 #: The settings under which losses are compared; the last distils a network into itself.
-PUBLISHED = {"boundary_target": "self", "target": "student", "freeze_embedding": True}
+PUBLISHED = {
+    "diagonal_target": "teacher",
+    "boundary_target": "self",
+    "target": "student",
+    "freeze_embedding": True,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "published": {},
     "rollout": {"boundary_target": "teacher", "rollout_steps": 3},
     "averaged": {"target": "averaged"},
     "rollout, averaged": {"boundary_target": "teacher", "rollout_steps": 2, "target": "averaged"},
     "embedding trained": {"freeze_embedding": False, "boundary_target": "teacher", "rollout_steps": 3},
-    "no teacher": {},
+    "no teacher": {"diagonal_target": "data"},
+    "the teacher is where it starts": {"diagonal_target": "data", "target": "averaged"},
+    "the data, embedding trained": {"diagonal_target": "data", "freeze_embedding": False},
+    "the data and the teacher's rollout": {
+        "diagonal_target": "data",
+        "boundary_target": "teacher",
+        "rollout_steps": 2,
+    },
     "lsd": {"identity": "lsd", "derivative": "jvp"},
     "lsd-logit": {
         "identity": "lsd-logit",
@@ -258,7 +270,7 @@ def written_out_target(case: Case, i: int, y: Tensor, teacher_y0: Tensor) -> Ten
     s, u, t = (case.draws[name][i : i + 1].float() for name in "sut")
     tokens = case.tokens[i : i + 1]
     if kind == DIAGONAL:
-        if case.objective.teacher is None:
+        if case.config.diagonal_target == "data":
             return torch.nn.functional.one_hot(tokens, case.student.config.vocab_size).float()
         x = corrupt(tokens, s, case.teacher.embedding, teacher_y0)
         return case.teacher(x, s).log_probs().exp()

@@ -403,7 +403,8 @@ def test_distillation_starts_from_its_teacher_and_keeps_the_embedding(tmp_path: 
 
 
 def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
-    trainer = begin(tmp_path / "run", map_settings(flm(), {"train.steps": 2}))
+    over = {"train.steps": 2, "flow_map.diagonal_target": "teacher"}
+    trainer = begin(tmp_path / "run", map_settings(flm(), over))
     assert trainer.objective.teacher is not None  # type: ignore[attr-defined]
     trainer.train()
     teacher = trainer.objective.teacher.state_dict()  # type: ignore[attr-defined]

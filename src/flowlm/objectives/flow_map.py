@@ -2,8 +2,8 @@
 
     E Σ_l KL(sg target_{s,t} || δ_{s,t}(y_s)) + E Σ_l KL(D_t^teacher || δ_{t,t}(y_t))
 
-The rows of a batch are split: some on the diagonal s = t, whose target is the frozen teacher (or the data,
-when there is none); of the rest a share at the boundary (s, t) = (0, 1), and the others at random pairs.
+The rows of a batch are split: some on the diagonal s = t, whose target is the frozen teacher or the data; of the rest
+a share at the boundary (s, t) = (0, 1), and the others at random pairs.
 Each target is a function of the networks, the state and the times; splitting and reducing are written once.
 """
 
@@ -94,11 +94,14 @@ def rollout_target(teacher: Denoiser, y: Tensor, clock: Clock, steps: int) -> Ta
 
 @dataclass(frozen=True)
 class FlowMapConfig:
-    """How a flow map is distilled. The published setting: diagonal 1/2, boundary 1/32, boundary_target "self", target
-    "student", identity "psd", head_start 0."""
+    """How a flow map is learned. The published setting: diagonal 1/2, diagonal_target "teacher", boundary 1/32,
+    boundary_target "self", target "student", identity "psd", head_start 0."""
 
     diagonal: float = 0.5
     """Share of the rows on the diagonal s = t."""
+    diagonal_target: str = "data"
+    """Of the rows on the diagonal: "data" (their tokens, so that a student goes on learning the flow that its teacher
+    had begun) or "teacher" (its denoiser, of a flow that is learnt to the end)."""
     boundary: float = 0.03125
     """Share of the other rows at (s, t) = (0, 1), rounded stochastically."""
     boundary_target: str = "self"
@@ -147,13 +150,17 @@ class FlowMapConfig:
     two embeddings."""
 
     @property
-    def asks_a_teacher(self) -> bool:
-        """Whether something of it is a teacher's, so that it cannot be learned from a text alone."""
+    def asks_the_teacher(self) -> bool:
+        """Whether some target is made by the teacher, which is not only where a student starts."""
         return (
-            "teacher" in (self.boundary_target, self.denoiser)
-            or self.target == "averaged"
+            "teacher" in (self.diagonal_target, self.boundary_target, self.denoiser)
             or self.identity == "correction"
         )
+
+    @property
+    def needs_a_teacher(self) -> bool:
+        """Whether it cannot be learned from a text alone."""
+        return self.asks_the_teacher or self.target == "averaged"
 
     def __post_init__(self) -> None:
         for name, whole in (
@@ -172,6 +179,8 @@ class FlowMapConfig:
             )
         if self.boundary_target not in ("self", "teacher"):
             raise ValueError(f"flow_map.boundary_target = {self.boundary_target!r}: use 'self' or 'teacher'")
+        if self.diagonal_target not in ("teacher", "data"):
+            raise ValueError(f"flow_map.diagonal_target = {self.diagonal_target!r}: use 'teacher' or 'data'")
         if self.target not in ("student", "averaged"):
             raise ValueError(f"flow_map.target = {self.target!r}: use 'student' or 'averaged'")
         for name, choices in (
@@ -256,8 +265,9 @@ class FlowMapObjective(Objective):
         averaged: Denoiser | None = None,
         steps: int = 0,
     ):
-        if teacher is None and config.boundary_target == "teacher":
-            raise ValueError("flow_map.boundary_target = 'teacher' needs a teacher: give one or use 'self'")
+        for name, other in (("diagonal_target", "data"), ("boundary_target", "self")):
+            if teacher is None and getattr(config, name) == "teacher":
+                raise ValueError(f"flow_map.{name} = 'teacher' needs a teacher: give one or use {other!r}")
         if config.identity == "correction" and (teacher is None or not teacher.config.two_times):
             raise ValueError(
                 "flow_map.identity = 'correction' regresses on a corrected flow: name a run of objective = "
@@ -277,7 +287,8 @@ class FlowMapObjective(Objective):
             )
         if config.target == "averaged" and averaged is None:
             raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
-        self.config, self.clock, self.teacher, self.averaged = config, clock, teacher, averaged
+        self.config, self.clock, self.averaged = config, clock, averaged
+        self.teacher = teacher if config.asks_the_teacher else None
         self._flow_until, self._semigroup_until = config.flow_first * steps, config.psd_first * steps
         self._diagonal = config.diagonal
         self.identity = config.identity
@@ -300,14 +311,11 @@ class FlowMapObjective(Objective):
         self._diagonal = 1.0 if before else self.config.diagonal
         early = step is not None and step < self._semigroup_until
         self.identity = "psd" if early else self.config.identity
-        if self.teacher is None:
-            self._noise = model.noise_law()
-        elif self.config.freeze_embedding:
-            # One frozen embedding for teacher, student and average: its noise law is made once.
-            if self._noise is None or model.embedding.requires_grad:
-                self._noise = model.noise_law()
-        else:
+        if self.teacher is not None and not self.config.freeze_embedding:
             self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
+        elif self._noise is None or model.embedding.requires_grad:
+            # Of a frozen embedding, which teacher, student and average share, it is made once.
+            self._noise = model.noise_law()
 
     @property
     def noise_width(self) -> int:
@@ -502,6 +510,7 @@ class FlowMapObjective(Objective):
         return "let the semigroup come first with --flow-map.psd-first 0.5, or lower --optim.lr and --optim.muon-lr"
 
     def _diagonal_target(self, model: Denoiser, tokens: Tensor, y0: Tensor, t: Tensor) -> Target:
-        if self.teacher is None:
+        if self.config.diagonal_target == "data":
             return OneHot(tokens, model.config.vocab_size)
+        assert self.teacher is not None
         return self.teacher(corrupt(tokens, t, self.teacher.embedding, y0), t)
