@@ -29,6 +29,7 @@ _PUBLISHED: dict[str, Any] = {
     "boundary": 1 / 32,
     "boundary_target": "self",
     "target": "student",
+    "freeze_embedding": True,
 }
 _FORWARD_MODE = {"derivative": "jvp"}
 CORRECTION = "two stages: correction"

@@ -38,7 +38,9 @@ class Flow:
         return Posterior(probs.clamp_min(1e-30).log(), lambda hidden: hidden, self.embedding)
 
 
-config = FlowMapConfig(boundary=0.25, boundary_target="teacher")
+config = FlowMapConfig(
+    diagonal_target="teacher", boundary=0.25, boundary_target="teacher", freeze_embedding=True
+)
 objective = flowlm.objectives.FlowMapObjective(config, student.clock, teacher=Flow())
 objective.prepare(student)
 times = objective.draw(STEPS * BATCH, torch.Generator().manual_seed(0))

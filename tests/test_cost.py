@@ -99,11 +99,12 @@ PUBLISHED_MAP: dict[str, Any] = {
 }
 MAPS: dict[str, dict[str, Any]] = {
     "published": PUBLISHED_MAP,
-    "frozen": {"flow_map.diagonal_target": "teacher"},
+    "frozen": {"flow_map.diagonal_target": "teacher", "flow_map.freeze_embedding": True},
     "data": {},
-    "data, embedding trained": {"flow_map.freeze_embedding": False},
+    "data, frozen": {"flow_map.freeze_embedding": True},
     "boundary": {"flow_map.diagonal": 0.25, "flow_map.boundary": 0.5, "flow_map.rollout_steps": 3}
-    | {"flow_map.boundary_target": "teacher", "flow_map.target": "averaged"},
+    | {"flow_map.boundary_target": "teacher", "flow_map.target": "averaged"}
+    | {"flow_map.freeze_embedding": True},
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flowlm import FlowLM
-from flowlm.config import RunConfig, dotted, dump_toml, from_dict, read_toml, resolved
+from flowlm.config import RunConfig, dotted, dump_toml, read_run_config, resolved
 from flowlm.data.grammar import Grammar
 from flowlm.evaluation.metrics import evaluate_texts, words
 from flowlm.model import PACKAGED
@@ -104,7 +104,7 @@ def test_its_commands_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise Stopped
 
     monkeypatch.setattr("flowlm.training.loop.Trainer", caught)
-    shipped = from_dict(RunConfig, read_toml(PACKAGED / "config.toml"))
+    shipped = read_run_config(PACKAGED)
     train, distill = (run["command"].split()[1:] for run in ABOUT["runs"])
     assert command(*train) == 1
     teacher = asked[0]
@@ -121,15 +121,18 @@ def test_its_commands_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     # a student's model is its teacher's, which is read where there is one
     assert dataclasses.replace(asked[1], model=shipped.model) == shipped
     plain = dotted(resolved(RunConfig()))
+    then = {"flow_map.diagonal_target": "teacher"}
     for run, config in zip(ABOUT["runs"], asked, strict=True):
         recorded, now = dotted(run["config"]), dotted(resolved(config))
-        other = () if run["objective"] == "flow" else tuple(name for name in now if name.startswith("model."))
+        # A student's model is its teacher's, and a flow has no flow map.
+        none = "flow_map." if run["objective"] == "flow" else "model."
+        other = tuple(name for name in now if name.startswith(none))
         # The semigroup takes no rate: how one would be taken, and what of, is nothing to it.
         assert now["flow_map.identity"] == "psd"
         other = (*other, "flow_map.derivative", "flow_map.log_floor")
         # what has become a choice since then is as it was
         assert {k: v for k, v in now.items() if k not in other} == {
-            k: recorded.get(k, plain[k]) for k in now if k not in other
+            k: recorded.get(k, (plain | then)[k]) for k in now if k not in other
         }
 
 

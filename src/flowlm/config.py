@@ -287,6 +287,9 @@ def read_run_config(folder: str | Path) -> RunConfig:
         values = read_toml(path)
         if values.get("model", {}).get("vocabulary"):  # a model that was made
             values["model"] = as_it_was(values["model"])
+            # Before there was a choice, a teacher that there was made the targets of the diagonal.
+            before = {"diagonal_target": "teacher" if values.get("teacher") else "data"}
+            values["flow_map"] = before | values.get("flow_map", {})
         return from_dict(RunConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

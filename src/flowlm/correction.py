@@ -124,6 +124,7 @@ def _without_head(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 #: Of the objective's settings, those that it cannot do without.
 _NEEDED: Mapping[str, Any] = {
     "diagonal": 0.0,
+    "flow_first": 0.0,
     "identity": "psd",
     "loss": "squared-error",
     "boundary_target": "self",
@@ -197,6 +198,9 @@ class Correction(FLM):
 
     def sample(self, network: Any, ask: Ask, **options: Any) -> Sample:
         return Sample(super().sample(network, ask, **options).tokens, self.calls(ask.steps, ask.length))
+
+    def keeps_teacher(self, run: RunConfig) -> bool:
+        return False  # it is a part of the network
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

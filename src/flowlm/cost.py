@@ -402,12 +402,13 @@ def _memory(
     muons = student.inside if config.optim.muon_lr else 0
     # A student that becomes its own teacher, round by round, keeps the first one beside it.
     teachers = 2 if config.objective in ("sdtt", "duo-dcd") else 1
+    kept = family(config.objective).keeps_teacher(config)
     return Memory(
         weights=SINGLE * student.parameters,
         gradients=SINGLE * trained,
         moments=SINGLE * (2 * trained - muons),
         average=SINGLE * student.parameters,
-        teacher=SINGLE * teachers * teacher.parameters if teacher else 0,
+        teacher=SINGLE * teachers * teacher.parameters if teacher and kept else 0,
         activations=int(_activations(config, student, teacher, dtype, device)),
     )
 

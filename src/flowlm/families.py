@@ -171,10 +171,14 @@ class Family:
         """In which times are drawn for training, and for held-out losses."""
         return None, None
 
+    def keeps_teacher(self, run: RunConfig) -> bool:
+        """Whether a run needs its teacher beyond where it starts."""
+        return True
+
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
-        """What is minimised."""
+        """What is minimised; the teacher is None where none is kept."""
         raise NotImplementedError
 
     def unit(self, run: RunConfig) -> str:

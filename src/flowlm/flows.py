@@ -118,6 +118,11 @@ class FMLM(FLM):
 
     def check(self, run: RunConfig) -> None:
         super().check(run)
+        if run.teacher and run.flow_map.flow_first:
+            raise ValueError(
+                f"flow_map.flow_first = {run.flow_map.flow_first} is for learning without a teacher: a student has its "
+                "teacher's flow from the start; leave it out, or the teacher"
+            )
         if run.flow_map.weight == "inverse" and run.clock.kind == "adaptive":
             raise ValueError(
                 "flow_map.weight = 'inverse' and clock.kind = 'adaptive' both follow the losses, and the clock would "
@@ -180,6 +185,9 @@ class FMLM(FLM):
             network.embedding.requires_grad_(False)
             if network.config.head_start:
                 network.mean.requires_grad_(False)
+
+    def keeps_teacher(self, run: RunConfig) -> bool:
+        return run.flow_map.needs_a_teacher
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import toy
 from flowlm.clock import DecodingErrorClock, UniformClock
+from flowlm.config import RunConfig
 from flowlm.denoiser import Denoiser
 from flowlm.objectives import FlowMapObjective, flow_map
 from flowlm.objectives.flow_map import (
@@ -186,6 +187,7 @@ def test_kinds_are_spread_over_the_batch() -> None:
 # --- losses ---------------------------------------------------------------------------------------
 
 B = 12
+FROZEN = {"freeze_embedding": True}
 #: The settings under which losses are compared; the last distils a network into itself.
 PUBLISHED = {
     "diagonal_target": "teacher",
@@ -420,7 +422,7 @@ def test_the_flow_comes_first() -> None:
     found = {step: kinds(step) for step in (0, 4, 5, 9, None)}
     assert found == {0: [32, 0, 0], 4: [32, 0, 0], 5: [8, 12, 12], 9: [8, 12, 12], None: [8, 12, 12]}
     with pytest.raises(ValueError, match=r"flow_map\.flow_first = 0\.5 is for learning without a teacher"):
-        FlowMapObjective(config, case.student.clock, teacher=case.student)
+        RunConfig(objective="flow-map", teacher="runs/flm", flow_map=config)
 
 
 # The regression on a corrected teacher takes that teacher's map as it is, and watches nothing.
@@ -517,8 +519,12 @@ def test_config_errors(options: dict[str, Any], message: str) -> None:
     ("options", "message"),
     [
         ({"boundary_target": "teacher"}, "boundary_target = 'teacher' needs a teacher"),
-        ({"target": "averaged"}, "target = 'averaged' needs a teacher"),
-        ({"identity": "esd", "denoiser": "teacher"}, "flow_map.denoiser = 'teacher' needs a teacher"),
+        ({"diagonal_target": "teacher"}, "diagonal_target = 'teacher' needs a teacher"),
+        ({"target": "averaged", **FROZEN}, "target = 'averaged' needs a teacher"),
+        (
+            {"identity": "esd", "denoiser": "teacher", **FROZEN},
+            "flow_map.denoiser = 'teacher' needs a teacher",
+        ),
     ],
 )
 def test_objective_errors(options: dict[str, Any], message: str) -> None:
@@ -527,6 +533,6 @@ def test_objective_errors(options: dict[str, Any], message: str) -> None:
 
 
 def test_an_averaged_target_needs_the_average() -> None:
-    config = FlowMapConfig(target="averaged")
+    config = FlowMapConfig(target="averaged", freeze_embedding=True)
     with pytest.raises(ValueError, match="needs the averaged weights"):
         FlowMapObjective(config, UniformClock(), teacher=make(False))

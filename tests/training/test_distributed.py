@@ -160,6 +160,7 @@ CASES: dict[str, Callable[[], RunConfig]] = {
         {
             **PLAIN,
             "flow_map.target": "averaged",
+            "flow_map.freeze_embedding": True,
             "flow_map.boundary": 0.3,
             "flow_map.boundary_target": "teacher",
             "flow_map.rollout_steps": 2,

@@ -382,8 +382,10 @@ def test_a_resume_does_not_need_the_run_that_it_started_from(tmp_path: Path) -> 
     assert open_run(tmp_path / "run", say=silent).train().finished
 
 
-def test_distillation_starts_from_its_teacher_and_keeps_the_embedding(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run", map_settings(flm(), {"train.steps": 3}))
+def test_distillation_starts_from_its_teacher_and_may_keep_the_embedding(tmp_path: Path) -> None:
+    run = trained(
+        tmp_path / "run", map_settings(flm(), {"train.steps": 3, "flow_map.freeze_embedding": True})
+    )
     teacher, student = tensors(flm() / "ema.safetensors"), tensors(run / "model.safetensors")
     assert torch.equal(student["embedding"], teacher["embedding"])
     assert not torch.equal(student["head.weight"], teacher["head.weight"])
@@ -396,9 +398,7 @@ def test_distillation_starts_from_its_teacher_and_keeps_the_embedding(tmp_path: 
     torch.testing.assert_close(
         beginner.model.mean.data, teacher["embedding"][rows].mean(0), atol=1e-5, rtol=1e-5
     )
-    free = trained(
-        tmp_path / "free", map_settings(flm(), {"train.steps": 3, "flow_map.freeze_embedding": False})
-    )
+    free = trained(tmp_path / "free", map_settings(flm(), {"train.steps": 3}))
     assert not torch.equal(tensors(free / "model.safetensors")["embedding"], teacher["embedding"])
 
 
@@ -410,6 +410,13 @@ def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
     teacher = trainer.objective.teacher.state_dict()  # type: ignore[attr-defined]
     for name, value in tensors(flm() / "ema.safetensors").items():
         assert torch.equal(teacher[name], value), name
+
+
+def test_a_teacher_that_is_only_begun_with_is_not_kept(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", map_settings(flm(), {"train.steps": 2}))
+    assert trainer.objective.teacher is None  # type: ignore[attr-defined]
+    assert trainer._networks == [trainer.model, trainer.ema.model]
+    assert trainer.train().finished
 
 
 def test_self_distillation_needs_no_teacher(tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def flow_map(tmp_path_factory: pytest.TempPathFactory) -> Bench:
         "flow_map.boundary_target": "teacher",
         "flow_map.rollout_steps": 2,
         "flow_map.target": "averaged",
+        "flow_map.freeze_embedding": True,
     }
     path = folder / "map.toml"
     path.write_text(tomli_w.dumps(map_values(teacher, over)))

@@ -18,7 +18,7 @@ from flowlm.path import IsotropicNoise, corrupt, evidence_gains, isotropic_evide
 from flowlm.posterior import Head, Posterior, Regression
 from flowlm.provenance import describe_run
 from flowlm.training.loop import open_run
-from helpers import begin, map_settings, settings, silent, tensors, trained
+from helpers import begin, flm, map_settings, settings, silent, tensors, trained
 from test_denoiser import D, L, V, make
 
 # --- states ---------------------------------------------------------------------------------------
@@ -82,6 +82,23 @@ def test_few_tokens_are_told_apart(tmp_path: Path) -> None:
         assert len(again.generate(3, steps=1)) == 3
     on = begin(tmp_path / "more", settings({"init": str(run), "train.steps": 1}))
     assert torch.equal(on.model.local.tokens, kept)
+
+
+@pytest.mark.parametrize(("taught", "was"), [(True, "teacher"), (False, "data")])
+def test_students_of_before_copy_their_teacher(taught: bool, was: str, tmp_path: Path) -> None:
+    """Who made the targets of the diagonal before it was a choice still does when such a run goes on."""
+    over = {"train.save_every": 4, "train.steps": 8}
+    config = map_settings(flm(), over) if taught else settings({"objective": "flow-map", **over})
+    run = trained(tmp_path / "fmlm", config)
+    path = run / "config.toml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("diagonal_target")))
+    assert read_run_config(run).flow_map.diagonal_target == was
+    shutil.rmtree(max((run / "checkpoints").iterdir()))
+    trainer = open_run(run, say=silent)
+    assert trainer.config.flow_map.diagonal_target == was
+    assert (trainer.objective.teacher is not None) == taught  # type: ignore[attr-defined]
+    assert trainer.train().finished
 
 
 def test_runs_of_before_tell_all_apart(tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ ALONE: dict[str, dict[str, Any]] = {
 MAPS: dict[str, dict[str, Any]] = {
     **{name: {"flow_map.identity": name} for name in ("psd", "lsd", "lsd-logit", "esd", "esd-logit", "cfm")},
     "squared errors": {"flow_map.identity": "esd", "flow_map.loss": "squared-error"},
-    "the averaged student's targets": {"flow_map.target": "averaged", "flow_map.boundary_target": "teacher"},
+    "the averaged student's targets": {
+        "flow_map.target": "averaged",
+        "flow_map.boundary_target": "teacher",
+        "flow_map.freeze_embedding": True,
+    },
     "forward-mode derivatives": {"flow_map.identity": "lsd", "flow_map.derivative": "jvp"},
 }
 STUDENTS = {"sdtt": "mdlm", "duo-dcd": "duo", "di4c": "mdlm"}

@@ -145,9 +145,9 @@ class FlowMapConfig:
     """Share of the clock time from s to t that the state goes towards the data's mean before the network sees it.
     From noise that is the flow's own first step, D_0 being the marginals: it costs no call. Part of the student, not of
     its loss: the trainer makes it with this share."""
-    freeze_embedding: bool = True
-    """Keep the teacher's embedding (and a head tied to it); otherwise it is trained, and the two read one x through
-    two embeddings."""
+    freeze_embedding: bool = False
+    """Keep the teacher's embedding (and a head tied to it); otherwise it is trained, and where the teacher makes a
+    target the two read one x through two embeddings."""
 
     @property
     def asks_the_teacher(self) -> bool:
@@ -272,11 +272,6 @@ class FlowMapObjective(Objective):
             raise ValueError(
                 "flow_map.identity = 'correction' regresses on a corrected flow: name a run of objective = "
                 "'correction' with --teacher RUN"
-            )
-        if teacher is not None and config.flow_first:
-            raise ValueError(
-                f"flow_map.flow_first = {config.flow_first} is for learning without a teacher: a student has its "
-                "teacher's flow from the start; leave it out, or the teacher"
             )
         if teacher is None and config.denoiser == "teacher":
             raise ValueError("flow_map.denoiser = 'teacher' needs a teacher: give one or use 'student'")

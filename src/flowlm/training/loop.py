@@ -233,8 +233,9 @@ class Trainer:
         self.family.begin(self.model, start, config, lambda num: _spread(self.corpus.train, num))
         self.model.to(self.device)
         self.ema = Ema(self.model, config.train.ema)
-        if teacher is not None:
-            teacher = teacher.to(self.device)
+        teacher = (
+            teacher.to(self.device) if teacher is not None and self.family.keeps_teacher(config) else None
+        )
 
         def objective(clock: Clock | None) -> Objective:
             return self.family.objective(config, self.model, clock, teacher, self.ema.model)
