@@ -543,7 +543,7 @@ def test_options_hold_for_all_models(tmp_path: Path) -> None:
 
 def test_a_student_of_a_student(tmp_path: Path) -> None:
     """Two stages: each teacher takes its share of what is left, and all of it is counted."""
-    stage = {"loss": "squared-error", "weight": "inverse"}
+    stage = {"loss": "squared-error", "weight": "inverse", "freeze_embedding": True}
     over = {
         "models": {
             "Second": {

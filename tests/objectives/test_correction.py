@@ -13,6 +13,7 @@ from torch import Tensor
 import toy
 from flowlm import FlowLM
 from flowlm.clock import DecodingErrorClock
+from flowlm.config import load_recipe
 from flowlm.correction import CorrectedFlow
 from flowlm.denoiser import Denoiser
 from flowlm.objectives import FlowMapObjective, FlowObjective
@@ -24,16 +25,7 @@ from helpers import command, corpus, flm, fmlm, said
 from toy import LANGUAGE, LENGTH
 
 CLOCK = DecodingErrorClock(toy.VOCAB)
-STAGES: dict[str, dict[str, Any]] = {
-    "correction": {"diagonal": 0.0, "boundary": 1 / 64, "loss": "squared-error", "weight": "inverse"},
-    "two-stage": {
-        "identity": "correction",
-        "diagonal": 0.25,
-        "boundary": 1 / 128,
-        "loss": "squared-error",
-        "weight": "inverse",
-    },
-}
+STAGES = {name: load_recipe(name).flow_map for name in ("correction", "two-stage")}
 
 
 def around(flow: Denoiser) -> CorrectedFlow:
@@ -80,7 +72,7 @@ def test_a_step_is_the_flow_s_with_half_the_square_of_the_change() -> None:
 def test_the_correction_alone_learns() -> None:
     model = around(toy.tiny_denoiser())
     tokens, *_ = states()
-    objective = FlowMapObjective(FlowMapConfig(**STAGES["correction"]), CLOCK, model.flow)
+    objective = FlowMapObjective(STAGES["correction"], CLOCK, model.flow)
     objective.prepare(model, 0)
     gen = torch.Generator().manual_seed(1)
     xi = torch.randn(16, LENGTH, objective.noise_width, generator=gen)
@@ -108,8 +100,8 @@ def test_both_stages_learn_the_flow_map_at_equal_compute() -> None:
     toy.train(FlowObjective(CLOCK), flow, 1200, lr=5e-3)
     flow.requires_grad_(False).eval()
     corrected, student = around(flow), toy.two_time_from(flow)
-    first = FlowMapObjective(FlowMapConfig(**STAGES["correction"]), CLOCK, corrected.flow)
-    second = FlowMapObjective(FlowMapConfig(**STAGES["two-stage"]), CLOCK, corrected)
+    first = FlowMapObjective(STAGES["correction"], CLOCK, corrected.flow)
+    second = FlowMapObjective(STAGES["two-stage"], CLOCK, corrected)
     published = FlowMapObjective(FlowMapConfig(boundary=1 / 32, diagonal_target="teacher"), CLOCK, flow)
 
     def flops(objective: FlowMapObjective, model: Any) -> int:

@@ -23,12 +23,17 @@ from flowlm.training.loop import Trainer
 from helpers import LargestTensor, flm, map_settings, map_values, settings, silent, trained
 
 LOW_RANK = {"model.backbone.width": 8, "model.backbone.heads": 1}  # V = 17 > 2d
-OUTSIDE = {"flow_map.loss": "squared-error", "flow_map.diagonal": 0.0}
+OUTSIDE = {
+    "flow_map.loss": "squared-error",
+    "flow_map.diagonal": 0.0,
+    "flow_map.freeze_embedding": True,
+}
 #: Objectives without a teacher, with what their recipes say beside.
 ALONE: dict[str, dict[str, Any]] = {
     "flow": {},
     "flow, low rank": LOW_RANK,
     "flow, frozen random embedding": {"model.state": "random"},
+    "flow, adaptive clock": {"clock.kind": "adaptive"},
     "flow map": {"objective": "flow-map"},
     **{name: {"objective": name} for name in ("ar", "mdlm", "sedd", "duo")},
 }
@@ -114,7 +119,7 @@ def test_students_of_discrete_models(name: str, tmp_path: Path, elsewhere: Calla
 
 def test_two_stages(tmp_path: Path, elsewhere: Callable[[], None]) -> None:
     first = from_dict(RunConfig, map_values(flm(), OUTSIDE) | {"objective": "correction"})
-    second = {"flow_map.identity": "correction", "flow_map.loss": "squared-error"}
+    second = OUTSIDE | {"flow_map.identity": "correction", "flow_map.diagonal": 0.5}
     config = map_settings(trained(tmp_path / "corrected", first), second)
     elsewhere()
     _steps(first, tmp_path / "first")

@@ -257,6 +257,8 @@ class Trainer:
         self.step = 0
         self.best: tuple[float, int] | None = None
         self._held_out = math.nan
+        self._unseen: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Of steps that the adaptive clock has not seen: times, which of the rows count, this rank's losses."""
         self._stop = False
 
     # -- the run's life ------------------------------------------------------------------------------------
@@ -459,7 +461,7 @@ class Trainer:
         return float(loss), float(norm)
 
     def update(self) -> tuple[Tensor, Tensor]:
-        """The same on the device, which nothing has waited for, but where the adaptive clock looks at the losses."""
+        """The same on the device, which nothing has waited for, but where the adaptive clock is refitted."""
         cfg, step = self.config.train, self.step
         self.model.train()
         rows = self.ranks.rows(cfg.batch)
@@ -496,11 +498,21 @@ class Trainer:
         self.family.after_step(self.ema.model)
         if isinstance(self.clock, AdaptiveClock) and "t" in draws:
             on = draws["s"] == draws["t"] if "s" in draws else torch.ones(cfg.batch, dtype=torch.bool)
-            per_row = torch.cat(self.ranks.gather([part.cpu() for part in seen]))
-            self.clock.observe(draws["t"][on], per_row[on])
+            self._unseen.append((draws["t"], on, torch.cat(seen)))
             if (step + 1) % self.config.clock.refit_every == 0:
+                self._observe()
                 self.clock.refit()
         return self.ranks.mean(total, self._stop), norm
+
+    def _observe(self) -> None:
+        """Show the adaptive clock the losses that have waited on the device since the last time."""
+        if not isinstance(self.clock, AdaptiveClock) or not self._unseen:
+            return
+        own = torch.stack([losses for *_, losses in self._unseen]).cpu()
+        per_step = torch.cat(self.ranks.gather([own]), 1)
+        for (t, on, _), losses in zip(self._unseen, per_step, strict=True):
+            self.clock.observe(t[on], losses[on])
+        self._unseen = []
 
     def _losses(
         self,
@@ -612,6 +624,7 @@ class Trainer:
         return unigram_entropy([row[: row.index(end)] if end in row else row for row in rows])
 
     def _save(self) -> None:
+        self._observe()
         collect = self.ranks.collect
         weights, averaged = collect(self.model.state_dict()), collect(self.ema.model.state_dict())
         optimizer, objective = collect(self.optimizer.state()), self.objective.state()
