@@ -38,9 +38,8 @@ class Flow:
         return Posterior(probs.clamp_min(1e-30).log(), lambda hidden: hidden, self.embedding)
 
 
-config = FlowMapConfig(
-    diagonal_target="teacher", boundary=0.25, boundary_target="teacher", freeze_embedding=True
-)
+asked = {"diagonal_target": "teacher", "boundary_target": "teacher", "freeze_embedding": True}
+config = FlowMapConfig(boundary=0.25, **asked)
 objective = flowlm.objectives.FlowMapObjective(config, student.clock, teacher=Flow())
 objective.prepare(student)
 times = objective.draw(STEPS * BATCH, torch.Generator().manual_seed(0))

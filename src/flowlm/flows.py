@@ -144,7 +144,8 @@ class FMLM(FLM):
                 f"{name} was trained with model.output = 'linear' and has no probabilities: a flow map is distilled "
                 "from a flow with model.output = 'softmax'"
             )
-        if source.state != "one-hot" and not run.flow_map.freeze_embedding:
+        coupled = run.flow_map.asks_the_teacher and not run.flow_map.freeze_embedding
+        if source.state != "one-hot" and coupled:
             raise ValueError(
                 f"{name} was trained with model.state = {source.state!r}, whose noise is that of one embedding: use "
                 "flow_map.freeze_embedding = true"

@@ -165,8 +165,8 @@ def loss_by_kind(share: float, **options: Any) -> list[tuple[Tensor, Tensor]]:
     model: Any = Beside(share)
     teacher: Any = toy.ExactDenoiser(False)
     # By forward mode, which is exact: a difference's own error has its bound in `test_identity_by_differences`.
-    given = {"diagonal_target": "teacher", "boundary": 0.5, "log_floor": 1e-9, "derivative": "jvp"}
-    config = FlowMapConfig(**given | options)  # type: ignore[arg-type]
+    exact = {"diagonal_target": "teacher", "freeze_embedding": True, "log_floor": 1e-9, "derivative": "jvp"}
+    config = FlowMapConfig(boundary=0.5, **exact | options)
     objective = FlowMapObjective(config, CLOCK, teacher)
     objective.prepare(model)
     gen = torch.Generator().manual_seed(0)

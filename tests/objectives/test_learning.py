@@ -49,6 +49,7 @@ def test_flow_learns_the_posterior(teacher: Denoiser) -> None:
 PUBLISHED: dict[str, Any] = {
     "diagonal": 0.5,
     "diagonal_target": "teacher",
+    "freeze_embedding": True,
     "boundary": 1 / 32,
     "boundary_target": "self",
     "target": "student",
