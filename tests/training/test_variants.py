@@ -39,6 +39,9 @@ def test_a_flow_on_embeddings(state: str, tmp_path: Path) -> None:
         model = FlowLM.from_pretrained(run)
         assert model.denoiser.config.state == state
         assert len(model.generate(4, steps=steps, gamma=0.0 if steps == 1 else 0.5)) == 4
+    copying = map_settings(tmp_path / "flm", {"flow_map.diagonal_target": "teacher"})
+    with pytest.raises(ValueError, match=r"one embedding: use flow_map\.freeze_embedding = true"):
+        begin(tmp_path / "copy", copying)
 
 
 def test_its_noise_is_its_own() -> None:
