@@ -1,7 +1,7 @@
 """One training step of the flow map by each of its objectives, against one of the flow.
 
-All have one size; student and teacher share their embedding, as in every distillation. Of each batch half the rows lie
-on the diagonal, as published.
+All have one size; student and teacher share their embedding. Of each batch half the rows lie on the diagonal, with the
+teacher's targets, as published.
 """
 
 from __future__ import annotations

@@ -792,7 +792,7 @@ def _info(args: list[str]) -> int:
         return 0
     target = _run_or_packaged(args)
     from flowlm.card import CARD
-    from flowlm.config import RunConfig, dump_toml, from_dict, load_recipe, read_toml
+    from flowlm.config import RunConfig, dump_toml, load_recipe, read_run_config
     from flowlm.cost import described
     from flowlm.evaluation.runs import describe_data
     from flowlm.families import family_of
@@ -816,7 +816,7 @@ def _info(args: list[str]) -> int:
             if samples:
                 print(f"\nSamples at each number of network calls are in {target / CARD}")
         elif (target / "config.toml").exists():
-            print(dump_toml(from_dict(RunConfig, read_toml(target / "config.toml"))))
+            print(dump_toml(read_run_config(target)))
     else:
         config: RunConfig = _options(RunConfig, load_recipe(target), args, f"flowlm info {target}")
         # As comments, so that all of it is a recipe.

@@ -287,12 +287,28 @@ def read_run_config(folder: str | Path) -> RunConfig:
         values = read_toml(path)
         if values.get("model", {}).get("vocabulary"):  # a model that was made
             values["model"] = as_it_was(values["model"])
-            # Before there was a choice, a teacher that there was made the targets of the diagonal.
-            before = {"diagonal_target": "teacher" if values.get("teacher") else "data"}
-            values["flow_map"] = before | values.get("flow_map", {})
+            values["flow_map"] = maps_as_they_were(values)
         return from_dict(RunConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def maps_as_they_were(values: dict[str, Any]) -> dict[str, Any]:
+    """The flow map's table of a run's saved values, with what has become a choice, or another default, as it was then.
+
+    Before there was a choice, a teacher that there was made the targets of the diagonal, and without one a frozen
+    embedding meant nothing. To other objectives nothing of it means anything.
+    """
+    table = values.get("flow_map", {})
+    if values.get("objective") not in ("flow-map", "correction"):
+        return {}
+    if not isinstance(table, dict) or "diagonal_target" in table:
+        return table
+    return (
+        {**table, "diagonal_target": "teacher"}
+        if values.get("teacher")
+        else {**table, "freeze_embedding": False}
+    )
 
 
 def load_recipe(path: str | Path, base: dict[str, Any] | None = None) -> RunConfig:

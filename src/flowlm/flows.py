@@ -174,6 +174,11 @@ class FMLM(FLM):
 
     def begin(self, network: Denoiser, start: Start, run: RunConfig, tokens: Callable[[int], Tensor]) -> None:
         super().begin(network, start, run, tokens)
+        if start.teacher is None and run.flow_map.freeze_embedding:
+            raise ValueError(
+                "flow_map.freeze_embedding keeps a teacher's embedding, and there is no teacher: name one with "
+                "--teacher RUN, or use --flow-map.no-freeze-embedding"
+            )
         if network.config.head_start and not (start.source is not None and self._is_map(start.source)):
             network.set_mean(tokens(MEAN_ROWS))
         if start.teacher is not None and run.flow_map.freeze_embedding:

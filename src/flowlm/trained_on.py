@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from flowlm import files
-from flowlm.config import RunConfig, from_dict, read_toml
+from flowlm.config import read_run_config
 from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.model import FlowLM
 
@@ -42,7 +42,7 @@ def corpus_of(run: Path, model: FlowLM, say: Callable[[str], None] | None = None
             raise ValueError(f"{run / ROWS} is damaged ({error}): export the model again") from None
     if not (run / "config.toml").exists():
         raise ValueError(f"{run} does not say what text it was trained on")
-    config = from_dict(RunConfig, read_toml(run / "config.toml"))
+    config = read_run_config(run)
     # What is to be said of the text was said at training; how its preparation goes, where one is needed, is not.
     corpus = load_corpus(config.data, model.length, model.tokenizer, say, like=model.data, counts=False)
     for key in ("sha256", "law_sha256"):

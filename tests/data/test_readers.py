@@ -319,6 +319,35 @@ def test_utf_16_without_its_mark(tmp_path: Path, encoding: str) -> None:
     assert [*reader.documents()] == [["hello world"], ["and more"]]
 
 
+def test_an_archive_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its list of members is read each time, and may be long."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for i in range(20):
+            archive.writestr(f"{i:02}.txt.gz" if i % 2 else f"{i:02}.txt", packed(f"text {i}", i % 2))
+    reader = TextReader(tmp_path / "a.zip")
+    opened: list[Any] = []
+    whole = zipfile.ZipFile
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *args: opened.append(args) or whole(*args))
+    assert [*reader.documents()] == [[f"text {i}"] for i in range(20)]
+    assert len(opened) == 1
+
+
+def packed(text: str, gz: bool | int) -> bytes:
+    return gzip.compress(text.encode()) if gz else text.encode()
+
+
+def test_a_file_that_goes_away_while_it_is_read(tmp_path: Path) -> None:
+    """What is open is read to its end."""
+    path = tmp_path / "a.txt"
+    path.write_text(TEXT)
+    reader = TextReader(path)
+    documents = reader.documents()
+    first = next(documents)
+    path.unlink()
+    assert [first, *documents] == [[line] for line in LINES]
+    assert reader.done == reader.bytes
+
+
 def test_records_nested_too_deep(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "good"}\n{"text": ' + "[" * 100_000 + "\n")
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2 is not JSON"):

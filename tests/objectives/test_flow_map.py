@@ -30,7 +30,7 @@ from flowlm.objectives.flow_map import (
 )
 from flowlm.objectives.identities import sparsemax
 from flowlm.path import corrupt, step
-from test_denoiser import L, V, make
+from test_denoiser import D, L, V, make
 from toy import LANGUAGE
 
 # --- the identity, on the exact flow --------------------------------------------------------------
@@ -475,6 +475,7 @@ def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
         ({"target": "teacher"}, "flow_map.target = 'teacher': use 'student' or 'averaged'"),
         ({"rollout_steps": 0}, "flow_map.rollout_steps must be at least 1, got 0"),
         ({"target": "averaged", "freeze_embedding": False}, "needs freeze_embedding = true"),
+        ({"identity": "correction", "loss": "squared-error"}, "'correction' needs freeze_embedding = true"),
         (
             {"identity": "ecld"},
             "flow_map.identity = 'ecld': use 'psd', 'lsd', 'lsd-logit', 'esd', 'esd-logit', 'cfm'",
@@ -530,6 +531,18 @@ def test_config_errors(options: dict[str, Any], message: str) -> None:
 def test_objective_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FlowMapObjective(FlowMapConfig(**options), UniformClock())
+
+
+def test_the_noise_follows_an_embedding_that_is_trained() -> None:
+    """Also where it is measured by the average, which asks for no gradient and yet changes."""
+    average = make(True).requires_grad_(False)
+    objective = FlowMapObjective(FlowMapConfig(), average.clock)
+    laws = []
+    for _ in range(2):
+        objective.prepare(average)
+        laws.append(objective._noise(torch.eye(D)[None]))  # type: ignore[misc, operator]
+        average.embedding.mul_(2)
+    torch.testing.assert_close(laws[1], 2 * laws[0])
 
 
 def test_an_averaged_target_needs_the_average() -> None:

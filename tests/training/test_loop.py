@@ -412,6 +412,12 @@ def test_the_teacher_is_not_trained(tmp_path: Path) -> None:
         assert torch.equal(teacher[name], value), name
 
 
+def test_only_a_teacher_s_embedding_is_kept(tmp_path: Path) -> None:
+    frozen = settings({"objective": "flow-map", "flow_map.freeze_embedding": True})
+    with pytest.raises(ValueError, match=r"keeps a teacher's embedding, and there is no teacher: name one"):
+        begin(tmp_path / "run", frozen)
+
+
 def test_a_teacher_that_is_only_begun_with_is_not_kept(tmp_path: Path) -> None:
     trainer = begin(tmp_path / "run", map_settings(flm(), {"train.steps": 2}))
     assert trainer.objective.teacher is None  # type: ignore[attr-defined]

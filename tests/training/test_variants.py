@@ -16,7 +16,7 @@ from flowlm.config import read_run_config
 from flowlm.objectives.weighting import BINS, LEAST, InverseWeights
 from flowlm.path import IsotropicNoise, corrupt, evidence_gains, isotropic_evidence_weights
 from flowlm.posterior import Head, Posterior, Regression
-from flowlm.provenance import describe_run
+from flowlm.provenance import command_of, describe_run
 from flowlm.training.loop import open_run
 from helpers import begin, flm, map_settings, settings, silent, tensors, trained
 from test_denoiser import D, L, V, make
@@ -39,9 +39,6 @@ def test_a_flow_on_embeddings(state: str, tmp_path: Path) -> None:
         model = FlowLM.from_pretrained(run)
         assert model.denoiser.config.state == state
         assert len(model.generate(4, steps=steps, gamma=0.0 if steps == 1 else 0.5)) == 4
-    copying = map_settings(tmp_path / "flm", {"flow_map.diagonal_target": "teacher"})
-    with pytest.raises(ValueError, match=r"one embedding: use flow_map\.freeze_embedding = true"):
-        begin(tmp_path / "copy", copying)
 
 
 def test_its_noise_is_its_own() -> None:
@@ -87,20 +84,31 @@ def test_few_tokens_are_told_apart(tmp_path: Path) -> None:
     assert torch.equal(on.model.local.tokens, kept)
 
 
-@pytest.mark.parametrize(("taught", "was"), [(True, "teacher"), (False, "data")])
-def test_students_of_before_copy_their_teacher(taught: bool, was: str, tmp_path: Path) -> None:
-    """Who made the targets of the diagonal before it was a choice still does when such a run goes on."""
+@pytest.mark.parametrize("kind", ["student", "alone", "flow"])
+def test_runs_of_before_there_was_a_choice_go_on_as_they_were(kind: str, tmp_path: Path) -> None:
+    """A student copied its teacher; without one a frozen embedding meant nothing, and to a flow nothing of it does."""
     over = {"train.save_every": 4, "train.steps": 8}
-    config = map_settings(flm(), over) if taught else settings({"objective": "flow-map", **over})
-    run = trained(tmp_path / "fmlm", config)
+    copying = {"flow_map.diagonal_target": "teacher", "flow_map.freeze_embedding": True}
+    run = trained(
+        tmp_path / "run",
+        {
+            "student": lambda: map_settings(flm(), over | copying),
+            "alone": lambda: settings({"objective": "flow-map", **over}),
+            "flow": lambda: settings(over),
+        }[kind](),
+    )
     path = run / "config.toml"
     lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(line for line in lines if not line.startswith("diagonal_target")))
-    assert read_run_config(run).flow_map.diagonal_target == was
+    written = "".join(line for line in lines if not line.startswith("diagonal_target"))
+    path.write_text(written.replace("freeze_embedding = false", "freeze_embedding = true"))
+    before = read_run_config(run).flow_map
+    assert (before.diagonal_target, before.freeze_embedding) == (
+        ("teacher", True) if kind == "student" else ("data", False)
+    )
+    assert kind == "student" or "flow-map" not in command_of(run).replace("objective flow-map", "")
     shutil.rmtree(max((run / "checkpoints").iterdir()))
     trainer = open_run(run, say=silent)
-    assert trainer.config.flow_map.diagonal_target == was
-    assert (trainer.objective.teacher is not None) == taught  # type: ignore[attr-defined]
+    assert trainer.config.flow_map == before
     assert trainer.train().finished
 
 
@@ -207,7 +215,7 @@ def test_no_such_network(choice: dict[str, Any], message: str) -> None:
 def test_one_embedding_has_one_noise(tmp_path: Path) -> None:
     trained(tmp_path / "flm", settings({"model.state": "embedding", "train.steps": 2}))
     with pytest.raises(ValueError, match=r"use flow_map\.freeze_embedding = true"):
-        begin(tmp_path / "fmlm", map_settings(tmp_path / "flm", {"flow_map.freeze_embedding": False}))
+        begin(tmp_path / "fmlm", map_settings(tmp_path / "flm", {"flow_map.diagonal_target": "teacher"}))
 
 
 # --- weights of rows ------------------------------------------------------------------------------

@@ -245,7 +245,7 @@ class _Preparation:
             )
         # What says whose it is goes last, and says so to the next one if a kill comes before.
         for path in sorted(found, key=lambda path: path.name == _WHAT):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         self.work.rmdir()
 
     def _resumes(self, what: dict[str, Any]) -> bool:

@@ -160,9 +160,10 @@ class TextReader:
         for file in self.files:
             self.held_out = self.sides is not None and file in self.sides[1]
             with self._open_file(file) as raw, _archive(raw, self._entries[file]) as archive:
+                size = os.fstat(raw.fileno()).st_size  # in the end its name may be gone
                 for entry in self._entries[file]:
                     yield from self._documents_of(entry, raw, archive, before)
-            before += file.stat().st_size
+                before += size
             self.done = before
 
     def _documents_of(
@@ -266,7 +267,7 @@ class TextReader:
     ) -> Iterator[str]:
         """The documents of an entry; how far one has come is where the file on the disk is read."""
         if entry.kind != ".parquet":
-            self._check_zeros(entry)
+            self._check_zeros(entry, raw, archive)
         with _opened(entry, raw, archive) as stream:
             if entry.kind == ".parquet":
                 for text, share in _parquet(stream, entry, self.field):
@@ -326,12 +327,14 @@ class TextReader:
         ):
             yield stream
 
-    def _check_zeros(self, entry: _Entry) -> None:
+    def _check_zeros(self, entry: _Entry, raw: IO[bytes], archive: zipfile.ZipFile | None) -> None:
         """Refuse what decodes, but to a zero for every other character."""
         if any(width in self.encoding for width in ("16", "32")):
             return
-        with self._bytes(entry) as stream:
+        with _opened(entry, raw, archive) as stream:
             start = stream.read(_LOOKED_AT)
+        if archive is None:
+            raw.seek(0)
         if (zeros := start.count(0)) <= len(start) / 8:
             return
         if start.startswith(_MARKS):

@@ -220,6 +220,11 @@ class FlowMapConfig:
                 f"flow_map.psd_first = {self.psd_first} would take the semigroup's target in squared errors too: use "
                 "loss = 'cross-entropy', or psd_first = 0"
             )
+        if self.identity == "correction" and not self.freeze_embedding:
+            raise ValueError(
+                "flow_map.identity = 'correction' needs freeze_embedding = true: the corrected flow would read the "
+                "state of another embedding"
+            )
         if self.denoiser == "teacher" and not self.freeze_embedding:
             raise ValueError(
                 "flow_map.denoiser = 'teacher' needs freeze_embedding = true: the teacher would read the state of "
@@ -308,8 +313,9 @@ class FlowMapObjective(Objective):
         self.identity = "psd" if early else self.config.identity
         if self.teacher is not None and not self.config.freeze_embedding:
             self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
-        elif self._noise is None or model.embedding.requires_grad:
-            # Of a frozen embedding, which teacher, student and average share, it is made once.
+        elif self._noise is None or not self.config.freeze_embedding or model.embedding.requires_grad:
+            # Of a frozen embedding, which teacher, student and average share, it is made once. That the average's asks
+            # for no gradient does not say that it stays.
             self._noise = model.noise_law()
 
     @property

@@ -23,7 +23,7 @@ __all__ = ["counter", "flops_of_step"]
 
 #: Steps of the run that is counted, and those of them at which it is: objectives change in the course of a run.
 RUN = 800
-AT = range(100, RUN, 200)
+AT = range(50, RUN, 100)
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> int:

@@ -303,7 +303,7 @@ class Trainer:
         )
         if isinstance(self.clock, AdaptiveClock) and isinstance(clock, AdaptiveClock):
             self.clock.load_state_dict(clock.state_dict(), strict=False)
-        self.step = int(state["step"])
+        self.step, self._unseen = int(state["step"]), []
         self.best = tuple(state["best"]) if state.get("best") else None
         self._held_out = math.nan if state.get("held_out") is None else float(state["held_out"])
         self.ranks.once(lambda: self._tidy(int(state["chosen"])))
