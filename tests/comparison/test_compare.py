@@ -389,14 +389,14 @@ def test_what_a_row_lacks(tmp_path: Path) -> None:
     assert worse == pytest.approx(math.log(2))
     assert runner._lack(entry, {"perplexity": 2.0, "entropy": 1.0}) == pytest.approx(math.log(2) + 1)
     assert runner._lack(entry, {"perplexity": None, "entropy": 2.0}) == math.inf
-    lawful = {"data.corpus": "grammar", "model.length": 64}
-    runner = Runner(
-        load_comparison(written(tmp_path / "b.toml"), lawful | {"data.path": ""}), tmp_path, silent
-    )
     runner.is_lawful = lambda entry: True  # type: ignore[method-assign]
-    assert runner._lack(entry, {"valid": 0.0, "pair_tv": None}) == 2
-    assert runner._lack(entry, {"valid": 0.0, "pair_tv": 0.5}) == 1.5
-    assert runner._lack(entry, {"valid": 0.4, "pair_tv": 0.1}) == pytest.approx(0.7)
+    at_data, unread = {"perplexity": 4.0, "entropy": 2.0}, {"valid": 0.0, "pair_tv": None}
+    assert runner._lack(entry, at_data | unread) == 2
+    assert runner._lack(entry, at_data | {"valid": 0.0, "pair_tv": 0.5}) == 1.5
+    assert runner._lack(entry, at_data | {"valid": 0.4, "pair_tv": 0.1}) == pytest.approx(0.7)
+    # Of two that wrote no valid story, the one that is nearer to the data.
+    near, far = (unread | {"perplexity": p, "entropy": 2.0} for p in (5.0, 40.0))
+    assert 2 < runner._lack(entry, near) < runner._lack(entry, far)
 
 
 def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -> None:

@@ -389,17 +389,19 @@ class Runner:
     def _lack(self, entry: Entry, row: dict[str, Any]) -> float:
         """How far the passages of a row are from the data, graded, whether they are too bad or too much alike.
 
-        Of a law: the share of stories that it does not have, and the distance of pairs of slots from it. Else in
-        nats: how far log perplexity and entropy are from those of held-out text.
+        In nats: how far log perplexity and entropy are from those of held-out text. Of a law also the share of
+        stories that it does not have, and the distance of pairs of slots from it: alone, these would be the same for
+        all whose budget was too small for a valid story.
         """
-        if self.is_lawful(entry):
-            return 1.0 - float(row["valid"]) + (1.0 if row["pair_tv"] is None else float(row["pair_tv"]))
         if row["perplexity"] is None:
             return math.inf
         data = next(
             one for one in self.references() if one["model"] == "held-out" and one["of"] == self.data(entry)
         )
-        return abs(math.log(row["perplexity"] / data["perplexity"])) + abs(row["entropy"] - data["entropy"])
+        lack = abs(math.log(row["perplexity"] / data["perplexity"])) + abs(row["entropy"] - data["entropy"])
+        if self.is_lawful(entry):
+            lack += 1.0 - float(row["valid"]) + (1.0 if row["pair_tv"] is None else float(row["pair_tv"]))
+        return lack
 
     def calls(self, entry: Entry, steps: int) -> int:
         """Network calls that a model takes when it is asked for as many steps."""
