@@ -512,10 +512,13 @@ def test_a_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "out" / "README.md").read_text() == "precious"
 
 
-def test_the_package_s_recipes_take_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", ["compare-captions", "compare-tinystories", "compare-objectives-captions"])
+def test_the_package_s_recipes_take_a_text(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Any] = []
     monkeypatch.setattr("flowlm.comparison.report.report", lambda runner, typed: asked.append(runner))
-    assert command("compare", "compare-captions", "--data.path", corpus(), "--out", tmp_path / "out") == 0
+    assert command("compare", recipe, "--data.path", corpus(), "--out", tmp_path / "out") == 0
     for entry in asked[0].comparison.entries:
         assert entry.values["data"]["path"] == str(corpus())
         assert entry.values["data"]["corpus"] == "text"
