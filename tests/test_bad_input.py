@@ -173,8 +173,8 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         ("no recipe named 'gramar'", "did you mean 'grammar"),
     ),
     "a folder as recipe": (lambda case: ["train", case.folder], ("is a folder: a recipe is a .toml file",)),
-    "no run to export": (lambda case: ["export"], ("give a run directory", "see --help")),
-    "options first": (lambda case: ["export", "--out", "x"], ("give a run directory", "see --help")),
+    "no run to export": (lambda case: ["export"], ("give first a run directory", "see --help")),
+    "options first": (lambda case: ["export", "--out", "x"], ("give first a run directory", "see --help")),
     "no folder to export to": (
         lambda case: ["export", case.run()],
         ("give the folder to write: --out FOLDER",),
@@ -434,6 +434,80 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         lambda case: ["train", case.recipe(), "--out", case.text("x") / "run"],
         ("cannot write", "text.txt/run", "choose another folder with --out"),
     ),
+    "a run over a file of something else": (
+        lambda case: ["train", case.recipe(), "--out", case.named("tokenizer.json", "{}").parent],
+        ("holds tokenizer.json of no run, which a run would write over: choose another folder with --out",),
+    ),
+    "samples over a file": (
+        lambda case: ["generate", flm(), "--out", case.text("x")],
+        ("text.txt is there already: name another file with --out, or replace it with --force",),
+    ),
+    "rows over a file": (
+        lambda case: ["evaluate", case.run(), "--steps", "1", "--json", case.text("x")],
+        ("text.txt is there already: name another file with --json",),
+    ),
+    "rows into a folder": (
+        lambda case: ["evaluate", case.run(), "--steps", "1", "--json", case.folder],
+        ("is a folder: name a file",),
+    ),
+    "rows under a file": (
+        lambda case: ["evaluate", case.run(), "--steps", "1", "--json", case.text("x") / "rows.json"],
+        ("nothing can be written in", "text.txt; name a file elsewhere"),
+    ),
+    "the text of another run": (
+        lambda case: ["evaluate", case.run(), "--steps", "1", "--data.path", case.text("x\ny\nz\nw\n")],
+        ("text",),
+    ),
+    "an export over a run": (
+        lambda case: ["export", flm(), "--out", case.run(), "--force"],
+        ("run is a run with checkpoints, and its weights would be replaced: give another folder",),
+    ),
+    "an export among other files": (
+        lambda case: ["export", flm(), "--out", case.named("README.md", "precious").parent],
+        (
+            "holds what no export made (README.md)",
+            "choose another folder with --out, or write into it with --force",
+        ),
+    ),
+    "an export over another program's model": (
+        lambda case: ["export", flm(), "--out", case.named("config.json", "{}").parent, "--force"],
+        ("config.json has format None",),
+    ),
+    "an export into a file": (
+        lambda case: ["export", flm(), "--out", case.text("x")],
+        ("text.txt is a file: give a folder",),
+    ),
+    "an export of a damaged history": (
+        lambda case: [
+            *("export", case.spoilt("metrics.jsonl", '{"step": 1}\n{"step"\n{"step": 2}\n')),
+            *("--out", case.out),
+        ],
+        ("metrics.jsonl, line 2 is damaged", "remove that line"),
+    ),
+    "a report of a damaged history": (
+        lambda case: [
+            *("evaluate", case.spoilt("metrics.jsonl", "[1]\n"), "--steps", "1"),
+            *("--report", case.folder / "report"),
+        ],
+        ("metrics.jsonl, line 1 is damaged",),
+    ),
+    "a card of a damaged description": (
+        lambda case: ["evaluate", case.spoilt("about.json", "[]"), "--steps", "1", "--card"],
+        ("about.json is damaged: it lacks title",),
+    ),
+    "a teacher that is a file": (
+        lambda case: ["distill", "text-fmlm", "--teacher", case.text("x"), "--out", case.out],
+        ("text.txt is a file: name the run directory of a trained model",),
+    ),
+    "options for a run that is told of": (
+        lambda case: ["info", flm(), "--train.batch", "16"],
+        ("--train.batch 16: of a run all is told that there is",),
+    ),
+    "a temperature that is no number": (
+        _generate("--temperature", "nan"),
+        ("temperature must be positive, got nan",),
+    ),
+    "a prior without end": (_generate("--prior-scale", "inf"), ("prior_scale must be positive, got inf",)),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from flowlm import model as model_module
 from flowlm.card import export, write_card
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.model import FlowLM
-from flowlm.provenance import command_of, cost_of, describe_run
+from flowlm.provenance import command_of, cost_of, describe_run, made
 from flowlm.trained_on import ROWS, corpus_of
 from helpers import command, flm, fmlm, grammar_flm, recipe, said, settings, trained
 
@@ -89,8 +90,8 @@ def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copytree("runs/a", "runs/b")
     text = (tmp_path / "runs/b/config.toml").read_text().replace('recipe = "tiny"', 'recipe = "grammar"')
     (tmp_path / "runs/b/config.toml").write_text(text)
-    made = command_of(Path("runs/b"))
-    assert made.startswith("flowlm train grammar --out runs/b ")
+    typed = command_of(Path("runs/b"))
+    assert typed.startswith("flowlm train grammar --out runs/b ")
     for part in (
         "--train.batch 4",
         "--train.seed 3",
@@ -98,12 +99,92 @@ def test_the_command_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "--model.backbone.width 32",
         "--data.corpus text",
     ):
-        assert part in made
-    assert "vocab-size" not in made
+        assert part in typed
+    assert "vocab-size" not in typed
     # and it is a command: what it makes has the same settings
     config = (tmp_path / "runs/b/config.toml").read_text()
-    assert command(*made.replace("--out runs/b", "--out runs/c").split()[1:]) == 0
+    assert command(*typed.replace("--out runs/b", "--out runs/c").split()[1:]) == 0
     assert (tmp_path / "runs/c/config.toml").read_text() == config
+
+
+def test_the_command_of_a_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What differs from its teacher's data is an option; its teacher is that from which it learned, whatever lies in
+    that folder later."""
+    monkeypatch.chdir(tmp_path)
+    path = recipe(tmp_path / "tiny.toml", {"train.steps": 1, "train.eval_every": 0})
+    assert command("train", path, "--out", "runs/t") == 0
+    options = ["--train.steps", "1", "--train.eval-every", "0", "--train.batch", "4", "--train.device", "cpu"]
+    before = describe_run(Path("runs/t"))
+    student = ["distill", "text-fmlm", "--teacher", "runs/t", *options]
+    assert command(*student, "--out", "runs/plain") == 0
+    assert command(*student, "--out", "runs/s", "--data.held-out", "20") == 0
+    assert "--data." not in command_of(Path("runs/plain"))
+    made_by = command_of(Path("runs/s"))
+    assert made_by.startswith("flowlm distill text-fmlm --teacher runs/t --out runs/s ")
+    assert [word for word in made_by.split() if word.startswith("--data.")] == ["--data.held-out"]
+    # and it is a command
+    assert command(*made_by.replace("--out runs/s", "--out runs/again").split()[1:]) == 0
+    assert Path("runs/again/config.toml").read_text() == Path("runs/s/config.toml").read_text()
+    assert command("train", path, "--out", "runs/t", "--force", "--train.steps", "2") == 0
+    assert made(Path("runs/s"))[0] == before != describe_run(Path("runs/t"))
+    shutil.rmtree("runs/t")
+    assert made(Path("runs/s"))[0] == before
+    assert command_of(Path("runs/s")) == made_by
+    # what another run started from is told as well
+    assert command("train", path, "--init", "runs/s", "--out", "runs/on", "--objective", "flow-map") == 0
+    assert [run["objective"] for run in made(Path("runs/on"))] == ["flow", "flow-map", "flow-map"]
+
+
+def test_a_last_line_that_was_cut_is_passed_over(tmp_path: Path) -> None:
+    shutil.copytree(flm(), tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "lo')
+    assert describe_run(tmp_path / "run")["steps"] == 30
+    export(tmp_path / "run", tmp_path / "out")
+
+
+def test_a_folder_that_an_export_made_is_written_again(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(flm(), out)
+    export(fmlm(), out)
+    assert FlowLM.from_pretrained(out).family.label == "FMLM"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.md").write_text("mine")
+    export(fmlm(), tmp_path / "other", force=True)
+    assert (tmp_path / "other" / "notes.md").read_text() == "mine"
+
+
+def test_the_card_says_what_is_true_of_the_model(tmp_path: Path) -> None:
+    """Of another family, of another scorer, and of a text that is not here."""
+    ar, out = tmp_path / "ar", tmp_path / "out"
+    trained(ar, settings({"objective": "ar", "train.steps": 2}))
+    export(ar, out)
+    assert command("evaluate", out, "--num", "8", "--scorer", ar, "--card") == 0
+    text = (out / "README.md").read_text()
+    assert "tags: [text-generation]\n" in text
+    assert "flowlm generate FOLDER --num 5\n" in text
+    assert "one-step" not in text
+    assert re.search(r"Perplexity is that of AR \S+.*Fréchet: distance", text)
+    assert "that of the n-gram model" not in text
+    write_card(out, [{"nfe": 1, "entropy": 2.0, "perplexity": None, "scorer": None}], "flowlm evaluate")
+    text = (out / "README.md").read_text()
+    assert "Perplexity is" not in text
+    assert "Known words" not in text
+    export(fmlm(), tmp_path / "map")
+    text = (tmp_path / "map" / "README.md").read_text()
+    assert "tags: [text-generation, flow-language-model, one-step-generation]\n" in text
+    assert "flowlm generate FOLDER --num 5 --steps " in text
+
+
+def test_a_corpus_by_name_is_on_the_card(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(flm(), out)
+    data = json.loads((out / "data.json").read_text())
+    named = {"label": "Some corpus", "repository": "some/corpus", "commit": "abc123", "licence": "CC0-1.0"}
+    (out / "data.json").write_text(json.dumps(data | named))
+    write_card(out)
+    text = (out / "README.md").read_text()
+    assert "Some corpus; from some/corpus at commit abc123; licence: CC0-1.0; " in text
 
 
 def test_the_best_weights_are_said_to_be(tmp_path: Path) -> None:

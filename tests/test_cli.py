@@ -429,8 +429,8 @@ def test_evaluate_a_run_on_the_grammar(tmp_path: Path, capsys: pytest.CaptureFix
     # the samples are kept, and score alike by themselves
     for k, row in zip((1, 3), rows):
         path = run / "samples" / f"nfe-{k:04d}-seed-4.jsonl"
-        assert command("evaluate", path, "--json", tmp_path / "one.json") == 0
-        again = json.loads((tmp_path / "one.json").read_text())
+        assert command("evaluate", path, "--json", tmp_path / f"one-{k}.json") == 0
+        again = json.loads((tmp_path / f"one-{k}.json").read_text())
         assert again[0] == row
         assert again[1]["model"] == "law"
 

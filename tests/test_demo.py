@@ -114,5 +114,11 @@ def test_runs_that_no_demo_made_are_left_alone(tmp_path: Path, capsys: pytest.Ca
     precious.parent.mkdir(parents=True)
     precious.write_bytes(b"hours of work")
     assert command("demo", "--minutes", "1", "--out", tmp_path / "runs", "--device", "cpu") == 1
-    assert "holds runs that no demo made" in said(capsys)
+    assert "holds flm that no demo made" in said(capsys)
+    report = tmp_path / "other" / "report.json"
+    report.parent.mkdir()
+    report.write_text("mine")
+    assert command("demo", "--minutes", "1", "--out", tmp_path / "other", "--device", "cpu") == 1
+    assert "holds report.json that no demo made" in said(capsys)
+    assert report.read_text() == "mine"
     assert precious.read_bytes() == b"hours of work"

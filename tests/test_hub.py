@@ -9,6 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from flowlm import FlowLM
 from flowlm.hub import fetch_file, located, push
@@ -30,9 +31,14 @@ class Hub:
     ) -> str:
         target = self.folder / repo_id
         target.mkdir(parents=True, exist_ok=True)
-        for pattern in allow_patterns:
-            for path in Path(folder_path).glob(pattern):
-                shutil.copy(path, target)
+        files = [
+            path.relative_to(folder_path).as_posix()
+            for path in Path(folder_path).rglob("*")
+            if path.is_file()
+        ]
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(Path(folder_path) / name, target / name)
         return f"https://hub/{repo_id}"
 
     def snapshot_download(self, repo: str, *, revision: str | None, allow_patterns: list[str]) -> str:
@@ -73,6 +79,20 @@ def test_a_model_goes_there_and_comes_back(
     assert capsys.readouterr().out == "".join(f"{text}\n\n" for text in texts)
 
 
+def test_only_the_model_goes_there(hub: Hub, tmp_path: Path) -> None:
+    """Its text with it, if that was exported; nothing that lies beside it, and nothing of a run's checkpoints."""
+    out = tmp_path / "out"
+    assert command("export", fmlm(), "--out", out, "--text") == 0
+    made = {path.name for path in out.iterdir()}
+    for name in ("secrets.json", "sub/creds.json", "checkpoints/step-00000001/optimizer.safetensors"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("{}")
+    push(out, "somebody/else")
+    there = hub.folder / "somebody/else"
+    assert {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()} == made
+    assert "rows.npz" in made
+
+
 def test_a_model_in_hand_is_pushed(hub: Hub) -> None:
     model = FlowLM.from_pretrained(fmlm())
     assert model.push_to_hub("somebody/again") == "https://hub/somebody/again"
@@ -99,6 +119,11 @@ def test_without_leave_to_write(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_a_path_is_itself(tmp_path: Path) -> None:
     assert located(tmp_path) == tmp_path
     assert located("runs/demo") == Path("runs/demo")
+
+
+def test_a_name_may_have_been_taken_for_a_path(hub: Hub) -> None:
+    assert located(Path("hf://somebody/one@v1")) == hub.folder / "somebody/one"
+    assert hub.asked == [("somebody/one", "v1")]
 
 
 def test_out_of_reach(offline: None, capsys: pytest.CaptureFixture[str]) -> None:

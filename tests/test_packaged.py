@@ -88,7 +88,8 @@ def test_the_card_says_how_good_it_is() -> None:
         assert float(row["known words"].strip("<> %")) >= 98
     for row in by_law:
         for column in ("valid", "slot TV", "pair TV", "entropy", "unique"):
-            assert re.match(r"[\d.<>–]+", row[column])
+            if not (row["model"] == "5-gram" and column == "nats/token"):  # it has no valid story
+                assert re.match(r"[\d.<>]+", row[column])
 
 
 def test_its_commands_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import flowlm
 from flowlm.training.loop import Trainer
-from helpers import command, corpus, recipe, silent
+from helpers import command, corpus, flm, recipe, silent
 
 SMALL = {"train.steps": 3, "train.eval_every": 0, "train.batch": 4}
 
@@ -51,6 +53,31 @@ def test_an_interrupted_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Trainer, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
         flowlm.train(path, tmp_path / "a", SMALL, say=silent)
+
+
+def test_numbers_of_passages_are_numbers() -> None:
+    model = flowlm.FlowLM.from_pretrained(flm())
+    for options, message in (
+        ({"num": "three"}, "num must be a whole number, got 'three'"),
+        ({"num": 2.5}, "num must be a whole number"),
+        ({"num": True}, "num must be a whole number"),
+        ({"num": 0}, "num must be at least 1, got 0"),
+        ({"num": 1, "steps": 1.5}, "steps must be a whole number"),
+        ({"num": 1, "batch": -1}, "batch must be at least 0, got -1"),
+        ({"num": 1, "seed": None}, "seed must be a whole number, got None"),
+        ({"num": 1, "temperature": math.nan}, "temperature must be positive, got nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**options)
+    assert len(model.generate(np.int64(2), steps=np.int32(1))) == 2
+
+
+def test_a_recipe_is_named_and_paths_are_paths(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="give a recipe, such as 'text'"):
+        flowlm.train("", tmp_path / "a", say=silent)
+    path = recipe(tmp_path / "tiny.toml", {"data.path": "nowhere.txt"})
+    flowlm.train(path, tmp_path / "a", SMALL | {"data.path": corpus()}, say=silent)
+    assert f'path = "{corpus()}"' in (tmp_path / "a" / "config.toml").read_text()
 
 
 def test_unknown_options(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ title and the licence.
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from flowlm import files
 from flowlm.evaluation.report import calls_text, markdown, numbered, views
 from flowlm.model import FlowLM, describe_data
-from flowlm.provenance import ABOUT, cost_of, made
+from flowlm.provenance import ABOUT, cost_of, made, read_about
 from flowlm.trained_on import ROWS, corpus_of, save_rows
 
 __all__ = ["CARD", "export", "write_card"]
@@ -31,26 +30,30 @@ def export(
     title: str = "",
     licence: str = "",
     text: bool = False,
+    force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> FlowLM:
     """Write a run's model into `folder`, to be generated from, evaluated or taught from elsewhere.
 
     Args:
         run: a run directory.
-        folder: made when missing; the model's files in it are replaced.
+        folder: made when missing; of an earlier export the model's files are replaced.
         dtype: of the stored weights: "float32", "bfloat16" or "int8"; they are computed with as ever.
         title, licence: for the card; whose licence it is to give depends on the data.
         text: put the tokenised text beside the model, so that it can be evaluated where the text is not.
+        force: write into a folder that holds something else; files of the same names in it are replaced.
         say: where plain messages go.
 
     Returns:
         The model, as it will be loaded.
 
     Raises:
-        ValueError: no model there, another dtype, a folder that is the run, or a text that is not there any more.
+        ValueError: no model there, another dtype, a folder that is a run or holds something else, or a text that is
+            not there any more.
     """
     if folder.resolve() == run.resolve():
         raise ValueError(f"{folder} is the run itself: give another folder to write the model to")
+    _check_folder(folder, force)
     model = FlowLM.from_pretrained(run)
     runs = made(run)
     corpus = corpus_of(run, model, say) if text else None
@@ -75,6 +78,18 @@ def export(
     files.write_json(folder / ABOUT, about)
     write_card(folder)
     return FlowLM.from_pretrained(folder)
+
+
+def _check_folder(folder: Path, force: bool) -> None:
+    """ValueError: the folder holds what no export made."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: give a folder to write the model to")
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if found and not force and ABOUT not in found:
+        raise ValueError(
+            f"{folder} holds what no export made ({', '.join(found[:5])}), and files of the same names would be "
+            "replaced: choose another folder with --out, or write into it with --force"
+        )
 
 
 def _export_command(run: Path, folder: Path, dtype: str, title: str, licence: str, text: bool) -> str:
@@ -105,9 +120,11 @@ def write_card(
     path = folder / ABOUT
     if not path.exists():
         raise ValueError(f"{folder} has no {ABOUT}: a card is written for what flowlm export made")
-    about, data = json.loads(path.read_text(encoding="utf-8")), describe_data(folder)
+    about, data = read_about(folder), describe_data(folder)
     model = FlowLM.from_pretrained(folder)
-    front = ["---", "library_name: flowlm", "tags: [flow-language-model, one-step-generation]"]
+    tags = ["flow-language-model"] * (model.denoiser.config.family == "flow")
+    tags += ["one-step-generation"] * (model.family.name == "flow-map")
+    front = ["---", "library_name: flowlm", f"tags: [{', '.join(['text-generation', *tags])}]"]
     front += [f"license: {about['licence']}"] * bool(about["licence"]) + ["---"]
     text = ["\n".join(front), f"# {about['title']}"]
     text.append(
@@ -115,37 +132,58 @@ def write_card(
         + f"{about['parameters']:,} parameters, {about['bytes'] / 1e6:.1f} MB with weights in {about['dtype']}; "
         f"passages of {model.length} tokens, a vocabulary of {model.tokenizer.vocab_size:,}."
     )
-    text.append("```sh\nflowlm generate FOLDER --num 5 --steps 1\n```")
+    text.append(f"```sh\nflowlm generate FOLDER --num 5{_steps(model, about)}\n```")
     text.append("## Data\n\n" + _data_text(data, model))
     commands = "\n".join([*(r["command"] for r in about["runs"]), about["export"]])
     text.append(f"## How it was made\n\n```sh\n{commands}\n```\n\n{cost_of(about['runs'])}.")
     if rows:
         tables = "\n".join(markdown(view) for view in views(rows))
-        reading = READING + LAW_READING * any(row.get("law") for row in rows)
-        text.append(f"## How good it is\n\n{tables}\nMeasured by `{command}`. {reading}")
+        text.append(f"## How good it is\n\n{tables}\nMeasured by `{command}`. {_reading(rows)}")
     for steps, shown in (samples or {}).items():
         text += [f"## In {calls_text(steps)}", numbered(shown)]
     text.append(
-        "## Limits\n\nA small model of a narrow text. It knows nothing but how the sentences of its data look, means "
-        "nothing by what it writes, and may repeat phrases of its training text. It was made to show one-step "
-        "generation, not to be relied on."
+        "## Limits\n\nIt knows nothing but how the passages of its data look, means nothing by what it writes, may "
+        "repeat phrases of its training text, and is not to be relied on."
     )
     files.write_data(folder / CARD, "\n\n".join(text) + "\n")
 
 
-READING = (
-    "Perplexity is that of the n-gram model fitted to the training text, for each word or sign and the end; a low one "
-    "alone is no merit, so compare with held-out text and the n-gram model's own samples, which take no network call. "
-    "Known words: share that the training text has; of a model that writes whole words only [PAD] is none, filling "
-    "that it put between words. Copied: share of samples that stand word for word in a training passage; longest copy: "
-    "words in a row, mean. Self-BLEU depends on the number of samples. In brackets: 95 % intervals over the samples."
-)
+def _steps(model: FlowLM, about: Mapping[str, Any]) -> str:
+    """How many network calls to ask for: as many as its training showed samples in; of some families the length."""
+    if model.family.calls(1, model.length) == model.length:
+        return ""
+    config = about["runs"][-1]["config"] if about["runs"] else {}
+    return f" --steps {config.get('train', {}).get('sample_steps', 1)}"
 
-LAW_READING = (
-    " The law of the language is known: valid is the share of stories that it can tell, and slot and pair TV are "
+
+#: What the columns of the tables mean, said where a row has them.
+_READING = {
+    "known": "Known words: share that the training text has; of a model that writes whole words only [PAD] is none, "
+    "filling that it put between words.",
+    "copied": "Copied: share of samples that stand word for word in a training passage; longest copy: words in a row, "
+    "mean.",
+    "self_bleu": "Self-BLEU depends on the number of samples.",
+    "frechet": "Fréchet: distance of the samples from held-out passages on the scorer's features; of held-out text, of "
+    "one half from the other.",
+    "law": "The law of the language is known: valid is the share of stories that it can tell, and slot and pair TV are "
     "distances of what is told from how often it tells it, beside what as many exact samples leave to chance; pair "
-    "coverage is how much of it is told at all, by the law's own odds."
-)
+    "coverage is how much of it is told at all, by the law's own odds.",
+}
+
+
+def _reading(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How to read the tables of these rows."""
+    said = []
+    if scorer := next((row["scorer"] for row in rows if row.get("scorer") and row.get("perplexity")), None):
+        ours = scorer.startswith("Kneser-Ney")
+        unit = ", fitted to the training text, for each word or sign and the end" if ours else ""
+        said.append(
+            f"Perplexity is that of {scorer}{unit}; a low one alone is no merit, so compare with held-out text and the "
+            "n-gram model's own samples, which take no network call."
+        )
+    said += [text for key, text in _READING.items() if any(row.get(key) is not None for row in rows)]
+    said.append("In brackets: 95 % intervals over the samples.")
+    return " ".join(said)
 
 
 def _data_text(data: Mapping[str, Any], model: FlowLM) -> str:
@@ -158,6 +196,12 @@ def _data_text(data: Mapping[str, Any], model: FlowLM) -> str:
         parts.append(
             "made of " + ", ".join(f"{name} {version}" for name, version in data["versions"].items())
         )
+    if "label" in data:
+        parts.append(data["label"])
+    if "repository" in data:
+        parts.append(f"from {data['repository']} at commit {data['commit']}")
+    if "licence" in data:
+        parts.append(f"licence: {data['licence']}")
     if "licences" in data:
         parts.append(
             "licences: " + ", ".join(f"{name} {licence}" for name, licence in data["licences"].items())

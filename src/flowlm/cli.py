@@ -90,6 +90,16 @@ class GenerateOptions(SamplerOptions):
     """Print one JSON object a line instead of text."""
     out: str = ""
     """Write the sample file here (JSONL with a header line)."""
+    force: bool = False
+    """Replace that file if it is there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPlace:
+    """Where the text of a run has moved to."""
+
+    path: str = ""
+    """File or folder of the text that the run was trained on, if it has moved; it must be the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +127,8 @@ class EvaluateOptions(SamplerOptions):
     report: str = ""
     """Write a folder here: the rows, the held-out curve and samples at each step count, as JSON and Markdown."""
     force: bool = False
-    """Write the report into a folder that holds something else."""
+    """Write the report into a folder that holds something else, or replace the file of --json."""
+    data: TextPlace = TextPlace()
     card: bool = False
     """Write what was measured into the card of an exported model."""
 
@@ -220,7 +231,7 @@ def _say(message: str) -> None:
 
 def _positional(args: list[str], what: str) -> str:
     if not args or args[0].startswith("-"):
-        raise ValueError(f"give {what} first; see --help")
+        raise ValueError(f"give first {what}; see --help")
     return args.pop(0)
 
 
@@ -438,7 +449,6 @@ def _size(config: dict[str, Any], model: Any) -> str:
 
 def _generate(args: list[str]) -> int:
     import json
-    import time
 
     if args and args[0] in ("-h", "--help"):
         _options(GenerateOptions, GenerateOptions(), args, "flowlm generate [RUN]")
@@ -446,12 +456,14 @@ def _generate(args: list[str]) -> int:
     options: GenerateOptions = _options(GenerateOptions, GenerateOptions(), args, "flowlm generate [RUN]")
     from flowlm.evaluation.runs import write_run_samples
     from flowlm.evaluation.samples import read_samples
+    from flowlm.files import check_output
     from flowlm.model import FlowLM
 
+    if options.out:
+        check_output(Path(options.out), "--out", options.force)
     model = FlowLM.from_pretrained(run, device=options.device)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(options.out) if options.out else Path(folder) / "samples.jsonl"
-        start = time.perf_counter()
         write_run_samples(
             model,
             run,
@@ -462,12 +474,12 @@ def _generate(args: list[str]) -> int:
             dtype=options.dtype,
             **options.sampler,
         )
-        seconds = time.perf_counter() - start
         header, records = read_samples(path)
     for record in records:
         print(
             json.dumps(dataclasses.asdict(record), ensure_ascii=False) if options.json else record.text + "\n"
         )
+    seconds = max(header.seconds or 0.0, 1e-3)  # which the file has to the millisecond
     tokens = options.num * model.length
     plural = "call" if options.steps == 1 else "calls"
     _say(
@@ -517,25 +529,34 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     from flowlm.evaluation.runs import (
         check_report,
         evaluate_run,
+        held_out_curve,
         law_reference,
         score_file,
         shown_samples,
         write_report,
     )
     from flowlm.evaluation.scorers import open_scorer
+    from flowlm.files import check_output
     from flowlm.model import PACKAGED
-    from flowlm.provenance import ABOUT
+    from flowlm.provenance import ABOUT, read_about
 
     if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
         raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
+    if options.card:
+        read_about(target)  # what is damaged is told before the work
+    if options.report and target.is_dir():
+        held_out_curve(target)
+    if options.json:
+        check_output(Path(options.json), "--json", options.force)
     if options.report and not target.is_file():
         check_report(Path(options.report), command, options.force)
         if options.frontier and importlib.util.find_spec("matplotlib") is None:
             raise ImportError('the report of a frontier has a plot: pip install "flowlm[plot]"')
     scorer = open_scorer(options.scorer, device=options.device) if options.scorer else None
     if target.is_file():
-        made = {f.name for f in dataclasses.fields(EvaluateOptions)} - {"json", "scorer", "device"}
-        set_ = [n for n in sorted(made) if getattr(options, n) != getattr(EvaluateOptions(), n)]
+        kept = {"json", "force", "scorer", "device"}
+        sampled = {f.name for f in dataclasses.fields(EvaluateOptions)} - kept
+        set_ = [n for n in sorted(sampled) if getattr(options, n) != getattr(EvaluateOptions(), n)]
         if set_:
             flags = ", ".join("--" + name.replace("_", "-") for name in set_)
             raise ValueError(
@@ -557,6 +578,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             dtype=options.dtype,
             folder=samples,
             by_text=True if options.card else None,
+            text=options.data.path,
             scorer=scorer,
             frontier=steps if options.frontier else (),
             say=_say,
@@ -598,6 +620,8 @@ class ExportOptions:
     """For the card, such as apache-2.0: it is for you to say what the data allow."""
     text: bool = False
     """Put the tokenised text beside the model, so that it can be evaluated where the text is not."""
+    force: bool = False
+    """Write into a folder that holds what no export made; files of the same names in it are replaced."""
     push: str = ""
     """Repository on the hub, USER/NAME, to put it in as well; log in first with `hf auth login`."""
     private: bool = False
@@ -607,7 +631,9 @@ class ExportOptions:
 def _export(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         _options(ExportOptions, ExportOptions(), args, "flowlm export RUN")
-    run = Path(_positional(args, "a run directory, such as flowlm export runs/text-fmlm --out my-model"))
+    from flowlm.hub import located
+
+    run = located(_positional(args, "a run directory, as in flowlm export runs/text-fmlm --out my-model"))
     options: ExportOptions = _options(ExportOptions, ExportOptions(), args, "flowlm export RUN")
     if not options.out:
         raise ValueError("give the folder to write: --out FOLDER")
@@ -621,6 +647,7 @@ def _export(args: list[str]) -> int:
         title=options.title,
         licence=options.licence,
         text=options.text,
+        force=options.force,
         say=_say,
     )
     size = sum(p.stat().st_size for p in folder.iterdir() if p.is_file())
@@ -657,7 +684,7 @@ def _convert(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         _options(ConvertOptions, ConvertOptions(), args, prog)
     checkpoint = _positional(
-        args, "a checkpoint, such as flowlm convert last.ckpt lm1b-fmlm --tokenizer vocab.txt"
+        args, "a checkpoint, as in flowlm convert last.ckpt lm1b-fmlm --tokenizer vocab.txt"
     )
     folder = Path(_positional(args, "the folder to write, after the checkpoint"))
     options: ConvertOptions = _options(ConvertOptions, ConvertOptions(), args, prog)
@@ -800,6 +827,11 @@ def _info(args: list[str]) -> int:
     from flowlm.training.checkpoint import RunDirectory
 
     if target.is_dir():
+        if args:
+            raise ValueError(
+                f"{' '.join(args)}: of a run all is told that there is; options are for recipes, such as flowlm info "
+                "grammar --train.batch 16"
+            )
         model_config = read_model_config(target)
         model = family_of(model_config).network(model_config)
         kind = family_of(model_config)

@@ -66,9 +66,11 @@ def run_demo(
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError('the demo draws a plot: pip install "flowlm[plot]"')
     marker = out / "demo.json"
-    if not marker.exists() and any((out / name).exists() for name in ("flm", "fmlm")):
+    made = ("flm", "fmlm", "report.json", "report.html", "quality.png")
+    found = [name for name in made if (out / name).exists()]
+    if found and not marker.exists():
         raise ValueError(
-            f"{out} holds runs that no demo made, and a demo would replace them: choose another --out"
+            f"{out} holds {', '.join(found)} that no demo made, and a demo would replace them: choose another --out"
         )
     write_json(marker, {"minutes": minutes, "seed": seed, "num": num})
     began = time.perf_counter()

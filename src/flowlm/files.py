@@ -70,6 +70,22 @@ def write_data(path: str | os.PathLike[str], data: str | bytes | Iterable[bytes]
     write_atomically(path, write)
 
 
+def check_output(path: Path, option: str, force: bool) -> None:
+    """Before the work whose result goes to a file: whether that can be written, and is not there already.
+
+    ValueError: it is a folder, is there and not to be replaced, or lies where nothing can be written.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option} {path} is a folder: name a file")
+    if path.exists() and not force:
+        raise ValueError(
+            f"{path} is there already: name another file with {option}, or replace it with --force"
+        )
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{option} {path}: nothing can be written in {folder}; name a file elsewhere")
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """A JSON file, atomically; NaN and infinities are refused."""
     write_data(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

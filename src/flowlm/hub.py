@@ -9,8 +9,12 @@ from pathlib import Path
 __all__ = ["SCHEME", "fetch_file", "located", "push", "reaching"]
 
 SCHEME = "hf://"
-_FILES = ["*.json", "*.safetensors", "*.toml", "README.md"]
-"""What a model of this package consists of; nothing else of a repository is fetched."""
+_FILES = [
+    *("README.md", "about.json", "clock.json", "config.json", "config.toml", "data.json"),
+    *("ema.safetensors", "model.safetensors", "rows.npz", "tokenizer.json", "tokenizer_config.json"),
+]
+"""What a model of this package may consist of. Nothing else of a folder is pushed, and nothing else of a repository
+fetched: names in full, since in the hub's patterns a * stands for folders as well."""
 
 
 def located(name: str | Path) -> Path:
@@ -19,11 +23,14 @@ def located(name: str | Path) -> Path:
     Raises:
         ValueError: there is no such repository, or no way to the hub.
     """
-    if not str(name).startswith(SCHEME):
+    name = str(name)
+    if name.startswith("hf:/") and not name.startswith(SCHEME):
+        name = SCHEME + name.removeprefix("hf:/")  # of two slashes a Path keeps one
+    if not name.startswith(SCHEME):
         return Path(name)
     from huggingface_hub import snapshot_download
 
-    repo, revision = _parts(str(name))
+    repo, revision = _parts(name)
     with reaching(f"{SCHEME}{repo}", "give the folder of a model that is on this machine"):
         return Path(snapshot_download(repo, revision=revision, allow_patterns=_FILES))
 

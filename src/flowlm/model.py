@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -128,10 +129,16 @@ class FlowLM:
                 `flowlm.weights.stored_as`). The model here is not changed, and computes as before when loaded.
 
         Raises:
-            ValueError: another dtype.
+            ValueError: another dtype; the folder is a run's, or another program's model.
             OSError: with the reason and what to do (full disk, no permission).
         """
         folder = Path(folder)
+        if (folder / "checkpoints").exists():
+            raise ValueError(
+                f"{folder} is a run with checkpoints, and its weights would be replaced: give another folder"
+            )
+        if (folder / "config.json").exists():
+            read_model_config(folder)  # another program's is not written over
         write_weights(folder / "model.safetensors", stored_as(dtype, self.denoiser))
         # An average of other weights would be loaded in their place.
         (folder / "ema.safetensors").unlink(missing_ok=True)
@@ -176,9 +183,18 @@ class FlowLM:
     ) -> Iterator[Generation]:
         """As `generate`, handing out parts that fit in memory, of at most `batch` passages."""
         options = self.family.check_options(options)
-        for name, value in (("steps", steps), ("num", num)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        numbers = {
+            "num": (num, 1),
+            "steps": (steps, 1),
+            "batch": (batch, 0),
+            "first": (first, 0),
+            "seed": (seed, 0),
+        }
+        for name, (value, least) in numbers.items():
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         device = self.embedding.device
         compute, _ = resolve_dtype(dtype, device)
         size = max(
@@ -209,6 +225,10 @@ class FlowLM:
             options: seed, first, dtype, batch, callback, and those of the family's sampler (`family.options`): of
                 flows gamma, prior_scale, temperature, last: see `flowlm.sample`. Passage i depends on (seed, first + i)
                 alone.
+
+        Raises:
+            ValueError: numbers that are not whole or too small, options that the sampler does not have or that mean
+                nothing.
         """
         return [text for part in self.generate_in_parts(num, steps, **options) for text in part.texts]
 

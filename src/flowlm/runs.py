@@ -25,7 +25,8 @@ def train(
     Args:
         recipe: the name of one that comes with the package, or the path of a .toml file.
         out: run directory to make.
-        options: fields of the configuration by their dotted names, {"data.path": "my.txt", "train.steps": 400}.
+        options: fields of the configuration by their dotted names, {"data.path": "my.txt", "train.steps": 400}; of
+            a path a `Path` will do.
         force: replace a run that is already there.
         say: where plain messages go.
 
@@ -33,6 +34,8 @@ def train(
         ValueError: whatever is wrong with recipe, options, data or folder.
         KeyboardInterrupt: it was interrupted; everything is saved, and `flowlm train --resume` goes on.
     """
+    if not recipe:
+        raise ValueError("give a recipe, such as 'text' with {'data.path': 'my.txt'}, or 'grammar'")
     return _run(recipe_values(recipe, "flow"), out, options, force, say)
 
 
@@ -70,7 +73,8 @@ def _run(
     from flowlm.training.distributed import joined
     from flowlm.training.loop import Trainer
 
-    config = from_dict(RunConfig, merge(values, nested(options or {})))
+    plain = {name: str(v) if isinstance(v, Path) else v for name, v in (options or {}).items()}
+    config = from_dict(RunConfig, merge(values, nested(plain)))
     with joined(config.train) as ranks:
         # Before minutes go into a text.
         ranks.once(lambda: RunDirectory(out).check(force=force))
@@ -107,6 +111,8 @@ def recipe_values(
     if teacher := teacher or values.get("teacher", ""):
         # The student learns on its teacher's data unless told otherwise.
         path = Path(teacher) / "config.toml"
+        if Path(teacher).is_file():
+            raise ValueError(f"the teacher {teacher} is a file: name the run directory of a trained model")
         if path.exists():
             values = merge({"data": read_toml(path).get("data", {})}, values)
         elif not path.parent.exists():

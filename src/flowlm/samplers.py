@@ -8,6 +8,7 @@ sampling. The last of N network calls gives the tokens. (arXiv 2602.16813, the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,12 @@ class Step:
     """What it answered."""
 
 
+def check_temperature(temperature: float) -> None:
+    """ValueError: it is not a positive number."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive, got {temperature}: 1 leaves the posterior as it is")
+
+
 def check_sampler_options(
     steps: int, gamma: float, prior_scale: float, temperature: float, last: str, num: int
 ) -> None:
@@ -62,10 +69,9 @@ def check_sampler_options(
         raise ValueError(f"num must be at least 1, got {num}")
     if not 0 <= gamma <= 1:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}: 0 re-noises nothing, 1 everything")
-    if prior_scale <= 0:
+    if not 0 < prior_scale < math.inf:
         raise ValueError(f"prior_scale must be positive, got {prior_scale}: 1 is the law trained on")
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}: 1 leaves the posterior as it is")
+    check_temperature(temperature)
     if last not in ("argmax", "categorical"):
         raise ValueError(f"last = {last!r}: the last step's rule is 'argmax' or 'categorical'")
 

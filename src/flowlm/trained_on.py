@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,16 @@ def save_rows(folder: Path, corpus: Corpus) -> None:
     files.write_atomically(folder / ROWS, write)
 
 
-def corpus_of(run: Path, model: FlowLM, say: Callable[[str], None] | None = None) -> Corpus:
+def corpus_of(
+    run: Path, model: FlowLM, say: Callable[[str], None] | None = None, moved_to: str = ""
+) -> Corpus:
     """What a model was trained on: the rows beside an exported one, or the text that its config.toml names.
+
+    Args:
+        run: its folder.
+        model: loaded from there.
+        say: where plain messages go.
+        moved_to: where the text is now, if not where it was.
 
     Raises:
         ValueError: it is not known, not there, or has changed since.
@@ -42,9 +51,11 @@ def corpus_of(run: Path, model: FlowLM, say: Callable[[str], None] | None = None
             raise ValueError(f"{run / ROWS} is damaged ({error}): export the model again") from None
     if not (run / "config.toml").exists():
         raise ValueError(f"{run} does not say what text it was trained on")
-    config = read_run_config(run)
+    data = read_run_config(run).data
+    if moved_to:
+        data = dataclasses.replace(data, path=moved_to)
     # What is to be said of the text was said at training; how its preparation goes, where one is needed, is not.
-    corpus = load_corpus(config.data, model.length, model.tokenizer, say, like=model.data, counts=False)
+    corpus = load_corpus(data, model.length, model.tokenizer, say, like=model.data, counts=False)
     for key in ("sha256", "law_sha256"):
         if corpus.meta.get(key) != model.data.get(key):
             raise ValueError(

@@ -17,7 +17,7 @@ from flowlm.discrete.base import Discrete, DiscreteObjective
 from flowlm.discrete.network import TokenNetwork
 from flowlm.families import TEMPERATURES, Ask, Objective
 from flowlm.posterior import Posterior
-from flowlm.samplers import Sample, Step
+from flowlm.samplers import Sample, Step, check_temperature
 
 if TYPE_CHECKING:
     from flowlm.clock import Clock
@@ -142,8 +142,7 @@ class AR(Discrete):
 
 def check_draws(temperature: float, top_k: int, top_p: float, last: str) -> None:
     """Refuse options that mean nothing, with the reason."""
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}: 1 leaves the posterior as it is")
+    check_temperature(temperature)
     if top_k < 0:
         raise ValueError(f"top_k must be at least 0, got {top_k}: 0 keeps all tokens")
     if not 0 < top_p <= 1:

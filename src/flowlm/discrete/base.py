@@ -15,6 +15,7 @@ from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.families import TEMPERATURES, Ask, Family, Objective
 from flowlm.objectives.draws import stratified
+from flowlm.samplers import check_temperature
 
 if TYPE_CHECKING:
     from flowlm.config import RunConfig
@@ -119,7 +120,6 @@ class Discrete(Family):
 
 def check_rule(temperature: float, last: str) -> None:
     """Refuse sampler options that mean nothing, with the reason."""
-    if temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}: 1 leaves the posterior as it is")
+    check_temperature(temperature)
     if last not in ("categorical", "argmax"):
         raise ValueError(f"last = {last!r}: the last step's rule is 'argmax' or 'categorical'")

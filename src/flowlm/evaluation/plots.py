@@ -37,10 +37,8 @@ def _canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 def _ticker() -> Any:
     """Where marks on axes come from."""
-    try:
-        from matplotlib import ticker
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "flowlm[plot]"') from error
+    from matplotlib import ticker  # `_canvas` says how to get it
+
     return ticker
 
 

@@ -40,6 +40,7 @@ from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Part, Progress
 from flowlm.provenance import cost_of, made
 from flowlm.trained_on import corpus_of
+from flowlm.training.checkpoint import read_metrics
 
 FEW = 100
 """Samples below which it is said that they are few."""
@@ -203,18 +204,25 @@ def _warnings(texts: Sequence[str]) -> list[str]:
     return found
 
 
-def judge_of(run: Path, model: FlowLM, say: Callable[[str], None]) -> TextJudge | None:
-    """The judge by a run's training text; None, and why, where that text is not known or not there any more."""
+def judge_of(run: Path, model: FlowLM, say: Callable[[str], None], text: str = "") -> TextJudge | None:
+    """The judge by a run's training text; None, and why, where that text is not known or not there any more.
+
+    Args:
+        text: where it is now, if it has moved; there it must be.
+    """
     try:
-        corpus = corpus_of(run, model, say)
+        corpus = corpus_of(run, model, say, text)
     except (ValueError, OSError, ImportError) as error:
+        if text:
+            raise
         say(f"{error}: no perplexity, known words and copies are measured")
         return None
     return TextJudge(corpus, say)
 
 
 def _sample_path(folder: Path, steps: int, seed: int, sampler: Mapping[str, Any]) -> Path:
-    # Options that are not the default stand in the name: samples of one setting never replace another's.
+    # Options that are not the default stand in the name: samples of one setting of the sampler never replace another's;
+    # another number of them does, or another dtype.
     options = "".join(f"-{k}-{v}" for k, v in sorted(sampler.items()) if v != DEFAULT_SAMPLER.get(k))
     return folder / f"nfe-{steps:04d}-seed-{seed}{options}.jsonl"
 
@@ -245,6 +253,7 @@ def evaluate_run(
     dtype: str = "auto",
     folder: Path | None = None,
     by_text: bool | None = None,
+    text: str = "",
     judge: TextJudge | None = None,
     scorer: Scorer | None = None,
     frontier: Sequence[int] = (),
@@ -263,6 +272,7 @@ def evaluate_run(
     Args:
         by_text: judge by the training text (perplexity, copies, …); None: where there is no law to judge by, and for
             a frontier.
+        text: where the training text is now, if it has moved.
         judge: by that text, made before, for many runs on it.
         scorer: whose perplexity takes the place of the n-gram model's, and whose features the Fréchet distance.
         folder: of the sample files; `run`/samples when None.
@@ -285,7 +295,7 @@ def evaluate_run(
     if by_text is None:
         by_text = bool(frontier) or not lawful
     if judge is None and by_text:
-        judge = judge_of(run, model, say or (lambda line: None))
+        judge = judge_of(run, model, say or (lambda line: None), text)
     if frontier and judge is None:
         raise ValueError(
             f"a frontier is measured at the entropy of held-out text, and that of {run} is not there: bring the text "
@@ -460,8 +470,7 @@ def held_out_curve(run: Path) -> list[tuple[int, float]]:
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [(line["step"], line["held_out"]) for line in lines if "held_out" in line]
+    return [(line["step"], line["held_out"]) for line in read_metrics(path) if "held_out" in line]
 
 
 def shown_samples(rows: Sequence[Mapping[str, Any]], folder: Path, shown: int = 10) -> dict[int, list[str]]:

@@ -67,13 +67,21 @@ class RunDirectory:
         """
         if self.path.is_file():
             raise ValueError(f"{self.path} is a file: choose a folder for the run with --out")
+        found = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
+        ours = [name for name in found if _OURS.fullmatch(name) and (self.path / name).is_file()]
+        others = ", ".join(name for name in ours if not name.endswith(".tmp"))
+        if others and not self._taken:
+            raise ValueError(
+                f"{self.path} holds {others} of no run, which a run would write over: choose another folder with "
+                "--out, or remove what is there yourself"
+            )
         if self._taken:
             if not force:
                 raise ValueError(
                     f"{self.path} already holds a run: continue it with --resume, replace it with --force, "
                     "or choose another folder with --out"
                 )
-            foreign = sorted(p.name for p in self.path.iterdir() if not _OURS.fullmatch(p.name))
+            foreign = [name for name in found if not _OURS.fullmatch(name)]
             if foreign:
                 raise ValueError(
                     f"{self.path} holds what no run made ({', '.join(foreign[:5])}), so --force leaves it "
@@ -222,6 +230,18 @@ class RunDirectory:
         if load_objective is not None and (folder / "objective.safetensors").exists():
             load_objective(read_tensors(folder / "objective.safetensors"))
         return state, read_sampling_clock(folder, getattr(model, "clock", None))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, but for a last one that a kill cut short. ValueError: another is damaged."""
+    text, lines = path.read_text(encoding="utf-8"), []
+    for number, line in enumerate(text.splitlines(keepends=True), 1):
+        try:
+            lines.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            if line.endswith("\n"):
+                raise ValueError(f"{path}, line {number} is damaged ({error}): remove that line") from None
+    return lines
 
 
 class Metrics:

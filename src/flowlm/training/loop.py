@@ -37,6 +37,7 @@ from flowlm.evaluation.samples import current_commit
 from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
 from flowlm.progress import Part, Progress
+from flowlm.provenance import SOURCES, sources_of
 from flowlm.training.checkpoint import ORIGIN, Metrics, RunDirectory, save_batch
 from flowlm.training.distributed import ElsewhereError, Forward, Ranks, rank_lost
 from flowlm.training.ema import Ema
@@ -288,6 +289,7 @@ class Trainer:
                 "torch": torch.__version__,
                 "machine": self.ranks.describe(self.device),
                 "dtype": str(self.dtype)[6:],
+                SOURCES: sources_of(self.config.teacher or self.config.init),
             },
         )
 
