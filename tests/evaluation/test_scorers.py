@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -265,6 +266,15 @@ def test_what_is_no_scorer(gpt2: Path, tmp_path: Path) -> None:
     for name in (str(tmp_path / "none"), "./none", "runs/none/ar"):
         with pytest.raises(ValueError, match=f"there is no scorer at {name}: give a run of objective = 'ar'"):
             open_scorer(name)
+
+
+def test_a_scorer_of_the_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        ValueError, match=r"cannot be reached.*somebody/gpt2-typo.*: give a run of objective = 'ar'"
+    ):
+        open_scorer("somebody/gpt2-typo@v1")
 
 
 def test_a_scorer_by_its_name(run: Path, gpt2: Path) -> None:

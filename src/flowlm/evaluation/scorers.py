@@ -27,6 +27,7 @@ from flowlm.device import precision, resolve_device, resolve_dtype
 from flowlm.evaluation.bootstrap import ratio_interval
 from flowlm.evaluation.frechet import frechet_distance
 from flowlm.evaluation.metrics import passage
+from flowlm.hub import fetch_file
 from flowlm.model import FlowLM
 from flowlm.progress import Progress
 
@@ -195,13 +196,16 @@ class HFScorer:
                 "a scorer of Hugging Face's needs transformers: pip install 'flowlm[eval]'"
             ) from error
         options: dict[str, Any] = {"revision": revision} if revision else {}
+        instead = "give a run of objective = 'ar', a folder with a causal model, or its name on the hub"
+        if not Path(name).is_dir():
+            # One file first: without a way there, the library would try for each of many.
+            fetch_file(f"{name}@{revision}" if revision else name, "config.json", instead)
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(name, **options)
             self._model = cast("Any", AutoModelForCausalLM.from_pretrained(name, **options))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"the scorer {name} cannot be loaded ({str(error).splitlines()[0]}): give a run of objective = 'ar', a "
-                "folder with a causal model, or its name on the hub"
+                f"the scorer {name} cannot be loaded ({str(error).splitlines()[0]}): {instead}"
             ) from None
         room = int(getattr(self._model.config, "max_position_embeddings", 0) or 1024)
         if context > room:
