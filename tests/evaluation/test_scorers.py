@@ -303,7 +303,7 @@ def test_evaluate_under_a_scorer(
         assert own["frechet_num"] == 5
     assert 0 < rows[2]["frechet"] < rows[0]["frechet"]
     assert 0.9 < rows[0]["known"] <= 1  # the training text still judges what it can
-    assert command("evaluate", sample_file(fmlm()), *scorer, "--json", rows_file) == 0
+    assert command("evaluate", sample_file(fmlm()), *scorer, "--json", rows_file, "--force") == 0
     (row,) = json.loads(rows_file.read_text())
     assert row["perplexity"] == pytest.approx(want)
     assert row["frechet"] is None  # a file says nothing of held-out text
