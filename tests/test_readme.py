@@ -163,14 +163,28 @@ def test_results_were_made_by_the_commands_beside_them() -> None:
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     made = re.findall(r"^ +(flowlm (train|distill|evaluate) (\S+) .*)$", text, re.M)
     assert len(made) >= 16
+    reports = {
+        line: json.loads((ROOT / line.split("--report ")[1] / "report.json").read_text(encoding="utf-8"))
+        for line, command, _ in made
+        if command == "evaluate"
+    }
+    runs = {
+        run["command"].split("--out ")[1].split()[0]: run["command"]
+        for report in reports.values()
+        for run in report.get("runs", ())
+    }
+    assert len(runs) >= 6
     for line, command, what in made:
         if command == "evaluate":
-            report = json.loads(
-                (ROOT / line.split("--report ")[1] / "report.json").read_text(encoding="utf-8")
-            )
-            assert report["command"] == line
+            assert reports[line]["command"] == line
         else:
             assert recipe_path(what).exists()
+            # Paths of texts were another machine's, and reports of before kept no runs.
+            words, typed = (
+                set(re.sub(r"--data\.path \S+", "", text).split())
+                for text in (line, runs.get(line.split("--out ")[1].split()[0], line))
+            )
+            assert words == typed
 
 
 def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
