@@ -105,7 +105,8 @@ class FlowMapConfig:
     boundary: float = 0.03125
     """Share of the other rows at (s, t) = (0, 1), rounded stochastically."""
     boundary_target: str = "self"
-    """"self" (the semigroup target there too) or "teacher" (the teacher's own rollout from the same noise)."""
+    """"self" (the semigroup target there too) or "teacher" (the teacher's own rollout from the same noise, which goes
+    with diagonal_target "teacher": a student that learns its flow from the data ends elsewhere)."""
     rollout_steps: int = 8
     """Network calls of the teacher's rollout."""
     target: str = "student"
