@@ -203,7 +203,7 @@ def test_sizes_are_checked(tmp_path: Path) -> None:
 
 def test_the_command_asks_for_what_is_missing(tmp_path: Path, capsys: Any) -> None:
     assert main(["convert"]) == 1
-    assert "give a checkpoint" in capsys.readouterr().err
+    assert "give first a checkpoint" in capsys.readouterr().err
     assert main(["convert", "last.ckpt", "out"]) == 1
     assert "give the tokenizer it was trained with" in capsys.readouterr().err
     tokenizer().save(tmp_path)

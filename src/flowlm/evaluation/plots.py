@@ -20,26 +20,26 @@ _INK, _FAINT = "#222222", "#8a8a8a"
 _THICK: dict[str, Any] = {"lw": 2, "ms": 6, "mec": "white", "mew": 0.8, "zorder": 3}
 
 
-def _canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    """A figure with its own canvas (pyplot would keep global state and choose a back end), and its axes (rows,
-    columns)."""
+def _matplotlib() -> Any:
+    """The package with the parts used here; pyplot is none of them: it would keep global state and choose a back
+    end."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        import matplotlib.backends.backend_agg
+        import matplotlib.figure
+        import matplotlib.layout_engine
+        import matplotlib.ticker
     except ImportError as error:
         raise ImportError('plots need matplotlib: pip install "flowlm[plot]"') from error
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
-    figure = Figure(figsize=(width, height), dpi=160, facecolor="white", layout=layout)
-    FigureCanvasAgg(figure)
+    return matplotlib
+
+
+def _canvas(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    """A figure with its own canvas, and its axes (rows, columns)."""
+    library = _matplotlib()
+    layout = library.layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08)
+    figure = library.figure.Figure(figsize=(width, height), dpi=160, facecolor="white", layout=layout)
+    library.backends.backend_agg.FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _ticker() -> Any:
-    """Where marks on axes come from."""
-    from matplotlib import ticker  # `_canvas` says how to get it
-
-    return ticker
 
 
 def _dress(axes: Any, title: str) -> None:
@@ -51,7 +51,7 @@ def _dress(axes: Any, title: str) -> None:
 
 def _of_calls(axes: Any, calls: Iterable[int]) -> None:
     """Network calls to the right, by powers of two."""
-    ticker = _ticker()
+    ticker = _matplotlib().ticker
     known = list(calls)
     low, high = math.floor(math.log2(min(known))), math.ceil(math.log2(max(known)))
     stride = max(1, math.ceil((high - low) / 10))
@@ -66,12 +66,12 @@ def _of_calls(axes: Any, calls: Iterable[int]) -> None:
 
 def _in_percent(axes: Any) -> None:
     axes.set_ylim(-0.02, 1.03)
-    axes.yaxis.set_major_formatter(_ticker().PercentFormatter(1.0, decimals=0, symbol=" %"))
+    axes.yaxis.set_major_formatter(_matplotlib().ticker.PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
 def _plain_logs(axis: Any) -> None:
     """A logarithmic axis in plain numbers."""
-    base: Any = _ticker().LogFormatter
+    base: Any = _matplotlib().ticker.LogFormatter
 
     class Plain(base):
         """Which ticks it labels is the base's choice; it would write .4 as 4e-01."""
