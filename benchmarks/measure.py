@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from flowlm.device import keep_freed_memory
 from flowlm.evaluation.samples import current_commit
 
 Row = dict[str, Any]
@@ -94,6 +95,7 @@ def report_memory(build: Callable[[], T], work: Callable[[T], object]) -> None:
     Raises:
         RuntimeError: the peak is that of the process which started this one. Linux counts it in.
     """
+    keep_freed_memory()
     built = build()
     before = resident_peak()
     work(built)

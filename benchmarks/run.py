@@ -29,7 +29,7 @@ import tokenising
 import torch
 from measure import Row, machine
 
-from flowlm.device import resolve_dtype
+from flowlm.device import keep_freed_memory, resolve_dtype
 from flowlm.files import write_data, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -199,6 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     dtype, _ = resolve_dtype(chosen.dtype, torch.device("cpu"))
+    keep_freed_memory()  # as training and evaluating do, here for every way
     here = machine(dtype)
     folder = chosen.out / folder_name(here)
     say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731

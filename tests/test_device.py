@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from flowlm import device
-from flowlm.device import precision, resolve_device, resolve_dtype
+from flowlm.device import keep_freed_memory, precision, resolve_device, resolve_dtype
 
 
 @pytest.fixture
@@ -73,3 +78,38 @@ def test_precision_is_autocast() -> None:
         assert (x @ x).dtype == torch.float32
     with device.precision(cpu, torch.bfloat16):
         assert (x @ x).dtype == torch.bfloat16
+
+
+#: Takes and frees 64 MiB again and again, and prints the page faults of one time; in a process of its own.
+AGAIN = """
+import platform, resource, sys, torch
+from flowlm.device import keep_freed_memory
+asked = sys.argv[1] == "keep" and keep_freed_memory()
+torch.zeros(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    torch.zeros(2**24)
+print(asked, (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep freed memory")
+def test_freed_memory_is_kept_where_the_system_can() -> None:
+    def faults(way: str) -> tuple[str, float]:
+        done = subprocess.run(
+            [sys.executable, "-c", AGAIN, way], capture_output=True, text=True, check=True
+        ).stdout.split()
+        return done[0], float(done[1])
+
+    (asked, kept), (_, given_back) = faults("keep"), faults("leave")
+    assert asked == "True"
+    # 64 MiB are 16,384 pages of 4 KiB, fewer where the system makes them larger.
+    assert kept < 16 < given_back
+
+
+def test_nothing_is_asked_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "name", "nt")
+    assert keep_freed_memory.__wrapped__() is False
+    monkeypatch.setattr(os, "name", "posix")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda name: object())
+    assert keep_freed_memory.__wrapped__() is False

@@ -390,6 +390,8 @@ def _newton_schulz(shape: tuple[int, ...]) -> float:
 _KEPT = {"flow": 1, "ar": 1, "mdlm": 1, "flow-map": 2, "duo": 3, "sdtt": 4, "duo-dcd": 4}
 #: And those which are there for a moment beside them, with their gradients.
 _PASSING = 3
+#: What a CPU holds beyond that, in such tensors: freed memory that is kept and does not fit (`keep_freed_memory`).
+_PIECES = 10
 
 
 def _memory(
@@ -447,7 +449,7 @@ def _activations(
             kept += 4 * SINGLE * d * v  # what the coupled noise keeps of two embeddings
     if config.objective == "duo" and config.duo.curriculum:
         passing = max(passing, 4 * SINGLE * student.length * v)
-    return kept + logits * per_chunk + passing
+    return kept + logits * (per_chunk + (_PIECES if device == "cpu" else 0)) + passing
 
 
 def _one_kernel(model: _Sizes, dtype: torch.dtype, device: str) -> bool:

@@ -19,7 +19,7 @@ from flowlm import files
 from flowlm.config import read_toml
 from flowlm.data.grammar import Grammar
 from flowlm.denoiser import DenoiserConfig
-from flowlm.device import describe, resolve_device, resolve_dtype
+from flowlm.device import describe, keep_freed_memory, resolve_device, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.frontier import best, settings
 from flowlm.evaluation.judge import TextJudge
@@ -71,6 +71,7 @@ def write_run_samples(
         timed: also take the seconds of one passage by itself, ``latency`` of the header's extra.
         sampler: options of the family's sampler.
     """
+    keep_freed_memory()
     start = time.perf_counter()
     records: list[Record] = []
     for part in model.generate_in_parts(num, steps, seed=seed, dtype=dtype, batch=256, **sampler):

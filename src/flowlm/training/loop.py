@@ -31,7 +31,7 @@ from flowlm.data.corpora import Corpus, load_corpus, upgraded
 from flowlm.data.loader import Loader
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
-from flowlm.device import is_out_of_memory, moved, precision, resolve_dtype
+from flowlm.device import is_out_of_memory, keep_freed_memory, moved, precision, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.samples import current_commit
 from flowlm.families import Objective, Start, family
@@ -172,6 +172,8 @@ class Trainer:
         self.run = RunDirectory(folder)
         self.say = say = say if self.ranks.first else _quiet
         self.device = self.ranks.device(config.train.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype, reason = resolve_dtype(config.train.dtype, self.device)
         say(f"device {self.device}, compute in {str(self.dtype)[6:]} ({reason})")
         teacher = _load_teacher(config) if teacher is None else teacher
