@@ -423,3 +423,66 @@ def test_utf_16_cut_short(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("some text".encode("utf-16")[:-1])
     with pytest.raises(ValueError, match=r"a\.txt is not UTF-16 \(.*truncated.*\); convert it"):
         passages(tmp_path / "a.txt", encoding="utf-16")
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".bz2": bz2.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_all_streams_of_a_packed_file_are_read(tmp_path: Path, suffix: str) -> None:
+    pack, path = PACKERS[suffix], tmp_path / f"text.txt{suffix}"
+    lines = [f"line {i}, {hashlib.sha256(bytes([i % 256, i // 256])).hexdigest()}" for i in range(5000)]
+    halves = ["\n".join(lines[:2000]) + "\n", "\n".join(lines[2000:]) + "\n"]
+    first, second = (pack(half.encode()) for half in halves)
+    padding = b"\0" * 8 * (suffix != ".bz2")
+    path.write_bytes(first + padding + second)
+    assert passages(path) == lines
+    for wrong in (
+        first + bytes([second[0] ^ 1]) + second[1:],  # the second's mark
+        first + b"and something else",
+        (first + second)[:-3],
+        first + second[:5],
+        b"",
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(ValueError, match="is damaged or cut short"):
+            passages(path)
+
+
+def test_an_archive_with_two_members_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.txt", "one\n")
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            archive.writestr("a.txt", "two\n")
+    with pytest.raises(ValueError, match=r"has 'a.txt' more than once, .*: unpack it"):
+        TextReader(path)
+
+
+def test_an_archive_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "text.zip"
+    data = bytearray(zipped(TEXT.encode()))
+    data[data.index(b"PK\x01\x02") + 6] = 98  # what it asks for to be unpacked
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"no zip archive \(zip file version 9.8\): fetch it again"):
+        TextReader(path)
+
+
+def test_a_wrong_byte_before_the_cut_is_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "text.txt.gz"
+    noise = "".join(hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(4000))
+    path.write_bytes(gzip.compress(b"one \xff line " + noise.encode())[:-4000])
+    with pytest.raises(ValueError, match=r"is damaged or cut short|is not UTF-8"):
+        passages(path)
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    column = arrow.array(["a", "b"])
+    parquet.write_table(arrow.table([column, column], names=["text", "text"]), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match="more than one column 'text'"):
+        passages(tmp_path / "t.parquet")

@@ -39,7 +39,51 @@ _NO_TEXT = {
     *(".pdf", ".doc", ".docx", ".odt", ".epub", ".html", ".htm", ".xml", ".json"),
     *(".arrow", ".bin", ".npy", ".pt", ".safetensors"),
 }
-_PACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+
+
+class _Streams(io.RawIOBase):
+    """What a file of one or more packed streams holds. Python's own readers of .xz and .bz2 take what follows a stream
+    and is none for no part of the file: of a damaged one they would give the beginning, and no error.
+
+    EOFError: a stream is cut short, or there is none; lzma.LZMAError or OSError: it is damaged.
+    """
+
+    def __init__(self, packed: IO[bytes], decompressor: Callable[[], Any]):
+        self._packed, self._decompressor = packed, decompressor
+        self._stream, self._rest = decompressor(), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            if self._stream.eof:
+                rest = self._stream.unused_data
+                while not (rest := rest.lstrip(b"\0")):  # streams may be padded
+                    if not (rest := self._packed.read(_PIECE)):
+                        return 0
+                self._stream, self._rest = self._decompressor(), rest
+            elif self._stream.needs_input and not self._rest:
+                self._rest = self._packed.read(_PIECE)
+                if not self._rest:
+                    raise EOFError("it ends within a packed stream")
+            given, self._rest = self._rest, b""
+            if data := self._stream.decompress(given, len(buffer)):
+                buffer[: len(data)] = data
+                return len(data)
+
+
+def _gzip(packed: Any) -> Any:
+    if not packed.peek(1):  # to gzip an empty text
+        raise EOFError("it has no bytes")
+    return gzip.open(packed)
+
+
+_PACKED: dict[str, Callable[[IO[bytes]], Any]] = {
+    ".gz": _gzip,
+    ".xz": lambda packed: io.BufferedReader(_Streams(packed, lzma.LZMADecompressor)),
+    ".bz2": lambda packed: io.BufferedReader(_Streams(packed, bz2.BZ2Decompressor)),
+}
 
 # What no text needs and no model should learn: control characters, but for the tab and the ends of lines.
 # Halves of pairs of UTF-16, which JSON may spell and no encoding writes, go with them.
@@ -181,7 +225,11 @@ class TextReader:
                 f"{entry} cannot be unpacked ({error}): pack it again, without a password, by ordinary compression"
             ) from None
         except UnicodeError as error:
-            raise self._undecodable(entry, error) from None
+            try:
+                wrong = self._undecodable(entry, error)
+            except _DAMAGED as damage:  # further on in the same line
+                wrong = _damaged(entry, damage)
+            raise wrong from None
         except OSError as error:
             if error.errno is None:  # bz2 has no error of its own: only the operating system's carry a number
                 raise _damaged(entry, error) from None
@@ -236,11 +284,18 @@ class TextReader:
         if file.suffix.lower() == ".zip":
             try:
                 with zipfile.ZipFile(file) as archive:
-                    names = sorted({info.filename for info in archive.infolist() if not info.is_dir()})
-            except zipfile.BadZipFile as error:
+                    members = [info.filename for info in archive.infolist() if not info.is_dir()]
+            except (zipfile.BadZipFile, NotImplementedError) as error:
                 raise ValueError(f"{file} is damaged or no zip archive ({error}): fetch it again") from None
-            members = [n for n in names if not _hidden(Path(n)) and not n.startswith("__MACOSX")]
-            found = [(name, _kind(Path(name), alone=False)) for name in members]
+            names = sorted(set(members))
+            if len(names) < len(members):
+                twice = next(name for name, count in Counter(members).items() if count > 1)
+                raise ValueError(
+                    f"{file} has {twice!r} more than once, and only the last of them could be read: unpack it, and "
+                    "give the folder"
+                )
+            names = [n for n in names if not _hidden(Path(n)) and not n.startswith("__MACOSX")]
+            found = [(name, _kind(Path(name), alone=False)) for name in names]
             self._skip([name for name, kind in found if kind is None])
             return [_Entry(file, kind[0], kind[1], name) for name, kind in found if kind is not None]
         kind = _kind(file, alone=file == self.path)
@@ -561,6 +616,10 @@ def _parquet(stream: IO[bytes], entry: _Entry, field: str) -> Iterator[tuple[str
         raise ValueError(f"{entry} is damaged or no Parquet file ({error}): fetch it again") from None
     if field not in table.schema_arrow.names:
         raise _no_field(entry, field, table.schema_arrow.names)
+    if table.schema_arrow.names.count(field) > 1:
+        raise ValueError(
+            f"{entry} has more than one column {field!r}: leave one of them, or set data.field to another"
+        )
     kind = table.schema_arrow.field(field).type
     if arrow.types.is_dictionary(kind):
         kind = kind.value_type
