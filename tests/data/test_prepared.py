@@ -684,3 +684,37 @@ def test_the_recipe_names_every_choice_that_decides_the_rows() -> None:
     }  # the text itself, the tokenizer's sha256, the grammar's
     fields = {f.name for f in dataclasses.fields(DataConfig)} - left_out
     assert fields | {"length"} == {f.name for f in dataclasses.fields(Recipe)}
+
+
+def test_a_long_passage_is_cut_only_where_its_tokenizer_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizers of other makes may join an end of line with the sign before it, or know words with a space within."""
+    tokenizers = pytest.importorskip("tokenizers")
+    monkeypatch.setattr(preparation, "_LONG", 24)
+    texts = ["one two.\nthree four.\nNew York five.\n" * 8]
+
+    def trained(joins: bool, added: list[str]) -> Tokenizer:
+        pre, model = tokenizers.pre_tokenizers, tokenizers.Tokenizer(tokenizers.models.BPE())
+        model.pre_tokenizer = pre.ByteLevel(add_prefix_space=False)
+        if joins:
+            splitter = pre.Split(tokenizers.Regex(r" ?\w+|[^\s\w]+\n*|\s+"), "isolated")
+            model.pre_tokenizer = pre.Sequence([splitter, pre.ByteLevel(False, use_regex=False)])
+        model.decoder = tokenizers.decoders.ByteLevel()
+        alphabet = sorted(pre.ByteLevel.alphabet())
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["[EOS]", "[PAD]"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        )
+        model.train_from_iterator(texts, trainer)
+        model.add_tokens(added)
+        return Tokenizer(model)
+
+    for joins, added, cuts in ((False, [], True), (True, [], False), (False, ["New York"], False)):
+        tokenizer = trained(joins, added)
+        assert tokenizer.cuts_at_spaces is cuts
+        whole = tokenizer.encode(texts)
+        assert [*_encode(tokenizer, texts)] == whole
+        if not cuts:  # and cut there all the same it would have others
+            parts = preparation._parts(texts[0])
+            assert [i for ids in tokenizer.encode(list(parts)) for i in ids] != whole[0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["CHARACTER", "bytes_missing", "losses", "unknown_token"]
+__all__ = ["CHARACTER", "bytes_missing", "cuts_at_spaces", "losses", "unknown_token"]
 
 CHARACTER = r"[\s\S]"
 """What a tokenizer of characters splits a text into."""
@@ -41,6 +41,28 @@ def losses(model: tokenizers.Tokenizer, described: Described, reserved: Sequence
     said += _unknown(model, described)
     said += [f"a text that spells {name} is read as that token" for name in spelled]
     return "; ".join(dict.fromkeys(said)) or "decoding need not give back the text exactly"
+
+
+def cuts_at_spaces(described: Described) -> bool:
+    """Whether a tokenizer surely cuts every text before a single space or end of line, so that a long text may be cut
+    there first and its parts tokenised by themselves.
+
+    BERT's and GPT-2's do; others may join an end of line with the sign before it, or have words that a space is in.
+    """
+    if any(
+        token["lstrip"] or token["rstrip"] or any(sign.isspace() for sign in token["content"])
+        for token in described["added_tokens"]
+    ):
+        return False
+    normalizer, split = described["normalizer"], list(_parts(described["pre_tokenizer"]))
+    if len(split) != 1:
+        return False
+    if split[0]["type"] == "ByteLevel":
+        return (
+            normalizer is None and bool(split[0].get("use_regex", True)) and not split[0]["add_prefix_space"]
+        )
+    plain = normalizer is None or normalizer["type"] in ("BertNormalizer", "Lowercase")
+    return plain and split[0]["type"] in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
 
 
 def bytes_missing(model: tokenizers.Tokenizer) -> int:

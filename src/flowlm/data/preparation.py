@@ -476,9 +476,10 @@ def _chunks(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
 
 
 def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
-    """Ids of each text. A very long one goes in parts, cut where these tokenizers cut too."""
-    cuts = tokenizer.kind in ("words", "wordpiece") or not tokenizer.losses
-    parts = [list(_parts(text)) if cuts and len(text) > _LONG else [text] for text in texts]
+    """Ids of each text. A very long one goes in parts where the tokenizer surely cuts between them too."""
+    parts = [
+        list(_parts(text)) if tokenizer.cuts_at_spaces and len(text) > _LONG else [text] for text in texts
+    ]
     flat = list(chain.from_iterable(parts))
     # The library's own form of the ids takes a hundred bytes each: not for all of them at once.
     step = _CHUNK if max(map(len, flat), default=0) < _LONG // 2 else max(1, _CHUNK_CHARACTERS // _LONG)
@@ -488,7 +489,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """A long text in parts, cut before a single space or end of line, where every tokenizer here cuts by itself.
+    """A long text in parts, cut before a single space or end of line, where `Tokenizer.cuts_at_spaces`.
 
     Where there is none in 65,536 characters (other scripts, or no text at all) it is cut there: one word in as many
     may be tokenised as two.

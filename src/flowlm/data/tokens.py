@@ -125,6 +125,8 @@ class Tokenizer:
         self.pad_id: int = pad_id
         unk = fidelity.unknown_token(model, described)
         self.unk_id: int | None = None if unk is None else model.token_to_id(unk)
+        self.cuts_at_spaces: bool = self.kind == "words" or fidelity.cuts_at_spaces(described)
+        """Whether parts of a long text, cut before single spaces, have the ids of the whole."""
         if self.kind == "words":
             self.losses: str = "spacing is set by rule"
             self.losses += f"; words outside the vocabulary become {unk}" if unk else ""
