@@ -62,7 +62,7 @@ class Model:
 
     vocab_size: int
     length: int
-    parameters: float = 179e6
+    parameters: float
     width: int = 768
     depth: int = 12
     told_apart: int = 512
@@ -175,7 +175,8 @@ class Step:
         return state + micro_batch * self.model.length * self.model.activation_bytes_per_token
 
 
-MODELS = (Model(30_522, 128), Model(50_258, 1024))
+#: Of lm1b-flm and owt-flm.
+MODELS = (Model(30_522, 128, 139_292_986), Model(50_258, 1024, 169_627_218))
 BATCH = 512
 
 

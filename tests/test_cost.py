@@ -68,8 +68,6 @@ def config_of(objective: str, over: dict[str, Any]) -> RunConfig:
 @pytest.mark.parametrize("objective", ["flow", *DISCRETE])
 def test_flops_are_those_of_a_step(objective: str, setting: str) -> None:
     config = config_of(objective, SETTINGS[setting])
-    a, b = cost_of(config).step_flops, flops_of_step(config)
-    print("RATIO", a / b, config.objective)
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
 
 
@@ -115,8 +113,6 @@ def test_flops_of_a_flow_map(how: str, setting: str, folder: Path) -> None:
     # Shares of 32 rows: of 8 there would be no boundary most of the time.
     parts = {"train.micro_batch": 16} if "train.micro_batch" in SETTINGS[setting] else {}
     config = student_of("flow-map", setting, folder, MAPS[how] | {"train.batch": 32} | parts)
-    a, b = cost_of(config).step_flops, flops_of_step(config)
-    print("RATIO", a / b, config.objective)
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
 
 
@@ -124,8 +120,6 @@ def test_flops_of_a_flow_map(how: str, setting: str, folder: Path) -> None:
 @pytest.mark.parametrize("objective", ["sdtt", "duo-dcd"])
 def test_flops_of_rounds(objective: str, setting: str, folder: Path) -> None:
     config = student_of(objective, setting, folder, {"rounds.rounds": 2, "rounds.start": 32})
-    a, b = cost_of(config).step_flops, flops_of_step(config)
-    print("RATIO", a / b, config.objective)
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
 
 

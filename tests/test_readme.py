@@ -96,14 +96,15 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
         # Their own tests run them; here the options must exist.
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         importlib.import_module("run").parse(words[2:])
-    elif words[1] == "prepare" and words[2] in NAMED:
+    elif words[1] == "prepare" and (words[2] in NAMED or words[2] == "--data.corpus"):
         prepared: list[Any] = []
         monkeypatch.setattr(
             "flowlm.data.corpora.prepare_corpus", lambda *args: prepared.append(args) or Path("rows")
         )
         assert main(words[1:]) == 0
         config, length = prepared[0][:2]
-        assert (config.corpus, length) == (words[2], CORPORA[words[2]].length)
+        named = words[2 + (words[2] == "--data.corpus")]
+        assert (config.corpus, length) == (named, CORPORA[named].length)
     elif words[1] == "demo":
         asked: dict[str, Any] = {}
         monkeypatch.setattr("flowlm.demo.run_demo", lambda out, **options: asked.update(options, out=out))
@@ -227,6 +228,8 @@ def test_layout_names_what_exists() -> None:
         name = line.split()[0]
         folder = ROOT / "src/flowlm" if line.startswith("  ") else ROOT
         assert (folder / name).exists(), f"the layout names {name}"
+    for module in (ROOT / "src/flowlm").glob("[a-z]*.py"):
+        assert f"\n  {module.name} " in layout, f"the layout leaves out {module.name}"
 
 
 def test_sample_stories_are_of_the_language() -> None:

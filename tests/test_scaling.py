@@ -83,5 +83,5 @@ def test_operations_are_those_that_torch_counts(scaling: Any) -> None:
     text = {"data.tokenizer": "bpe", "data.vocab_size": 384, "optim.muon_lr": 0.0}
     config = settings({**over, **text, "model.local_posterior": False})
     counted = flops_of_step(config) / (config.train.batch * 32)
-    model = scaling.Model(384, 32, width=64, depth=2, told_apart=-1)
+    model = scaling.Model(384, 32, 1e6, width=64, depth=2, told_apart=-1)
     assert counted == pytest.approx(model.flops_per_token, rel=0.1)

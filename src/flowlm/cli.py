@@ -280,7 +280,8 @@ class PrepareOptions:
     machine: `--data.path FOLDER` then stands for the text. What is interrupted or killed goes on where it was.
 
     In place of a recipe stands a corpus by name: lm1b, lm1b-unwrapped, openwebtext, text8, wikitext. Its text comes
-    from the Hugging Face hub, or with --data.path from a folder of its Parquet files.
+    from the Hugging Face hub, or with --data.path from a folder of its Parquet files. tinystories is also a recipe's
+    name, and means that here: the corpus is --data.corpus tinystories --model.length 512.
     """
 
     out: str = ""
@@ -312,6 +313,7 @@ def _recipe_or_corpus(name: str) -> dict[str, Any]:
 def _prepare(args: list[str]) -> int:
     from flowlm.config import from_dict
     from flowlm.data.corpora import DataConfig, prepare_corpus
+    from flowlm.data.registry import CORPORA
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
     values = _recipe_or_corpus(recipe) if recipe else {}
@@ -330,6 +332,11 @@ def _prepare(args: list[str]) -> int:
         frozen=True,
     )
     options = _options(kind, kind(), args, "flowlm prepare [RECIPE.toml|CORPUS]", PrepareOptions.__doc__)
+    if recipe in CORPORA and options.data.corpus == "text" and not options.data.path:
+        raise ValueError(
+            f"the recipe {recipe} is for stories of your own: give them with --data.path FILE; the published corpus "
+            f"of that name is flowlm prepare --data.corpus {recipe} --model.length {CORPORA[recipe].length}"
+        )
     folder = prepare_corpus(
         options.data, options.model.length, Path(options.out) if options.out else None, _say
     )

@@ -147,7 +147,8 @@ class RunConfig:
     recipe: str = ""
     """Name of the recipe, for reports; filled in from its file."""
     objective: str = "flow"
-    """"flow" (FLM: cross-entropy on the data) or "flow-map" (FMLM: distillation into the flow map)."""
+    """"flow" (FLM: cross-entropy on the data), "flow-map" (FMLM: distillation into the flow map), "correction" (of a
+    flow, the first of two stages); "ar", "mdlm", "sedd", "duo"; few-step "sdtt", "duo-dcd", "di4c", "duo-di4c"."""
     teacher: str = ""
     """flow-map: run directory of the FLM to distil; empty for self-distillation from the data."""
     init: str = ""

@@ -133,7 +133,9 @@ def models_of(config: RunConfig) -> tuple[DenoiserConfig, DenoiserConfig | None]
     teacher = _teacher(config.teacher) if config.teacher else None
     if teacher is not None:
         kind.check_source(config, teacher, config.teacher)
-    elif kind.taught and (config.objective != "flow-map" or config.flow_map.needs_a_teacher):
+    elif kind.taught and (
+        config.objective != "flow-map" or config.flow_map.asks_the_teacher or config.flow_map.freeze_embedding
+    ):
         raise ValueError("what a student costs is known with its teacher: name it with --teacher RUN")
     model = dataclasses.replace(teacher or config.model, **kind.fill(config))
     return dataclasses.replace(model, vocab_size=model.vocab_size or _vocabulary(config.data)), teacher

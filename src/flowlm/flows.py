@@ -193,7 +193,7 @@ class FMLM(FLM):
                 network.mean.requires_grad_(False)
 
     def keeps_teacher(self, run: RunConfig) -> bool:
-        return run.flow_map.needs_a_teacher
+        return run.flow_map.asks_the_teacher
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

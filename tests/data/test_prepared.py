@@ -718,3 +718,76 @@ def test_a_long_passage_is_cut_only_where_its_tokenizer_cuts(monkeypatch: pytest
         if not cuts:  # and cut there all the same it would have others
             parts = preparation._parts(texts[0])
             assert [i for ids in tokenizer.encode(list(parts)) for i in ids] != whole[0]
+
+
+# ------------------------------------------------------------------------------------ what is told before the work
+
+
+def test_a_place_where_no_file_can_be_made(text: Path) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc, in which no file can be made")
+    with pytest.raises(OSError, match=r"cannot write /proc/flowlm: .*; nothing was written"):
+        prepare_corpus(config(text), 16, Path("/proc/flowlm"), never)
+
+
+def test_halves_of_killed_writes_go(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put = preparation._Preparation._put_in_place
+
+    def after_a_kill(self: Any) -> None:
+        for name in ("state.json", "meta.json", "tokenizer.json"):
+            (self.work / f".{name}.1.ab.tmp").write_text("{")
+        put(self)
+
+    monkeypatch.setattr(preparation._Preparation, "_put_in_place", after_a_kill)
+    folder = prepare_corpus(config(text), 16, tmp_path / "out", lambda line: None)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_out_beside_prepared_rows(text: Path, tmp_path: Path) -> None:
+    folder = prepare_corpus(config(text), 16, tmp_path / "out", lambda line: None)
+    with pytest.raises(ValueError, match=r"is prepared already, and nothing would be written to --out"):
+        prepare_corpus(config(folder), 16, tmp_path / "other", never)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_settings_that_are_advised_are_right(text: Path, tmp_path: Path) -> None:
+    """Of pieces that were trained on the text the recipe's word is needed, of a given tokenizer its file."""
+    pieces = config(text, tokenizer="bpe", vocab_size=300)
+    folder = prepare_corpus(pieces, 16, tmp_path / "out", lambda line: None)
+    with pytest.raises(ValueError, match=r"its tokenizer is --data.tokenizer bpe\)"):
+        load_corpus(config(folder), 16)
+    found = load_corpus(dataclasses.replace(pieces, path=str(folder)), 16)
+    assert np.array_equal(found.train, load_corpus(pieces, 16).train)
+    given = folder / "tokenizer.json"
+    again = prepare_corpus(config(text, tokenizer=str(given)), 16, tmp_path / "again", lambda line: None)
+    with pytest.raises(ValueError, match=rf"its tokenizer is --data.tokenizer {again / 'tokenizer.json'}\)"):
+        load_corpus(config(again), 16)
+    load_corpus(config(again, tokenizer=str(again / "tokenizer.json")), 16)
+
+
+def test_an_unknown_begin_token_before_anything_is_read(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepare_corpus(config(text, tokenizer="bpe", vocab_size=300), 16, None, lambda line: None)
+    monkeypatch.setattr(TextReader, "documents", never)
+    with pytest.raises(ValueError, match=r"data.bos = '\[XX\]': the tokenizer has no token '\[XX\]'"):
+        load_corpus(config(text, tokenizer=str(folder / "tokenizer.json"), bos="[XX]"), 16)
+
+
+def test_a_change_of_the_entry_alone_costs_nothing(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file whose rights change while it is read, or that is copied back, holds the same text."""
+    encode = preparation._Preparation._encode
+
+    def touched(self: Any, *args: Any) -> Any:
+        copy = text.read_bytes()
+        text.unlink()
+        text.write_bytes(copy)
+        text.chmod(0o600)
+        return encode(self, *args)
+
+    monkeypatch.setattr(preparation._Preparation, "_encode", touched)
+
+    before = TextReader(text).fingerprint()
+    folder = prepare_corpus(config(text), 16, tmp_path / "out", lambda line: None)
+    assert TextReader(text).fingerprint() != before
+    assert open_prepared(folder).meta["files"] == before

@@ -441,6 +441,10 @@ def test_missing_end_tokens_show_what_there_is(tmp_path: Path) -> None:
         Tokenizer.read(_described(tmp_path, _whitespace("a", "b", "c")))
     with pytest.raises(ValueError, match=r"eos_token = 3 is no token"):
         Tokenizer.read(_bert(tmp_path / "x", eos_token=3))
+    with pytest.raises(
+        ValueError, match=r"its end token is '\[SEP\]', and data.pad = '\[SEP\]' is to fill rows"
+    ):
+        Tokenizer.read(_bert(tmp_path / "y"), pad="[SEP]")
 
 
 @KINDS

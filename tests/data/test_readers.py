@@ -151,7 +151,7 @@ def test_a_folder_in_the_order_of_names(tmp_path: Path) -> None:
     assert [*reader.documents()] == [["first"], ["third"], ["second"]]  # a.txt.gz, b/one.txt, b.jsonl
     assert reader.skipped == {"": 1, ".png": 1}
     assert reader.kinds == {".gz": 1, ".txt": 1, ".jsonl": 1}
-    assert [name for name, _, _ in reader.fingerprint()] == ["a.txt.gz", "b/one.txt", "b.jsonl"]
+    assert [name for name, *_ in reader.fingerprint()] == ["a.txt.gz", "b/one.txt", "b.jsonl"]
     before = reader.sha256()
     (tmp_path / "b" / "one.txt").rename(tmp_path / "b" / "two.txt")
     assert TextReader(tmp_path).sha256() != before
@@ -486,3 +486,94 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     parquet.write_table(arrow.table([column, column], names=["text", "text"]), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match="more than one column 'text'"):
         passages(tmp_path / "t.parquet")
+
+
+# -------------------------------------------------------------------------------------- files as systems have them
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    os.mkfifo(tmp_path / "other.sock")  # and would not be read
+    for path in (tmp_path / "pipe.txt", tmp_path, Path("/dev/null")):
+        with pytest.raises(ValueError, match=r"is a pipe or a device.*: write what it gives into a file"):
+            TextReader(path)
+
+
+def test_what_a_link_names_is_read_once(tmp_path: Path) -> None:
+    """Two names of one file that are no links are two files, as copies are."""
+    (tmp_path / "b.txt").write_text("one\n")
+    (tmp_path / "a.txt").symlink_to("b.txt")
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "d.txt").symlink_to("../b.txt")
+    outside = tmp_path.with_name(tmp_path.name + "-outside.txt")
+    outside.write_text("two\n")
+    (tmp_path / "e.txt").symlink_to(outside)
+    (tmp_path / "f.txt").symlink_to(outside)
+    os.link(outside, tmp_path / "g.txt")
+    reader = TextReader(tmp_path)
+    assert [name for name, *_ in reader.fingerprint()] == ["b.txt", "e.txt", "g.txt"]
+    assert passages(tmp_path) == ["one", "two", "two"]
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    try:
+        for name in (b"a\xff.txt", b"b\xff.t\xff"):
+            with open(os.fsencode(folder) + b"/" + name, "w") as file:
+                file.write("one\ntwo\n")
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 only")
+    reader = TextReader(folder)
+    assert [*reader.documents()] == [["one"], ["two"]]
+    assert [name for name, *_ in reader.fingerprint()] == ["a\\udcff.txt"]
+    assert reader.skipped == {".t\\udcff": 1}
+    json.dumps([reader.fingerprint(), reader.sha256(), reader.left_out], ensure_ascii=False).encode()
+    with pytest.raises(ValueError, match=r"a\\udcff.txt is not UTF-8: rename it"):
+        TextReader(folder / os.fsdecode(b"a\xff.txt"))
+
+
+def test_another_file_with_the_size_and_time_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    reader = TextReader(path)
+    before = reader.fingerprint()
+    time = path.stat().st_mtime_ns
+    other = tmp_path / "b.txt"
+    other.write_text("two")
+    os.utime(other, ns=(time, time))
+    other.replace(path)
+    assert reader.fingerprint() != before
+
+
+@pytest.mark.parametrize("name", ["utf-8", "UTF8", "U8", "utf_8"])
+def test_every_name_of_utf8_takes_a_mark_away(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffone\n".encode())
+    assert passages(tmp_path / "a.txt", encoding=name, unit="record") == ["one\n"]
+
+
+def test_a_damaged_rest_after_a_wrong_byte(tmp_path: Path) -> None:
+    packed = bytearray(
+        bz2.compress(os.urandom(3_000_000).replace(b"\n", b""))
+    )  # of several blocks, in one line
+    packed[-1000] ^= 1
+    (tmp_path / "a.txt.bz2").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"a.txt.bz2 is damaged or cut short"):
+        passages(tmp_path / "a.txt.bz2")
+
+
+def test_kinds_of_text_columns(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    for kind in (arrow.string(), arrow.large_string(), arrow.string_view()):
+        parquet.write_table(arrow.table({"text": arrow.array(["one", None, "two"], kind)}), path)
+        assert passages(path) == ["one", "two"]
+    wrong = arrow.array([b"one", b"t\xffwo"]).view(arrow.string())
+    parquet.write_table(arrow.table({"text": wrong}), path)
+    with pytest.raises(
+        ValueError, match=r"a.parquet, row 2: the column 'text' holds bytes that are not UTF-8"
+    ):
+        passages(path)

@@ -554,6 +554,8 @@ def test_the_command(tmp_path: Path, small: dict[str, str], capsys: pytest.Captu
     assert "144 of the held-out ones are also training passages" in said(capsys)
     assert command("prepare", "lm1b-unwrapped", *options[:4], "--data.rows", "split") == 2
     assert "data.rows = 'split', and lm1b-unwrapped is made with 'cut'" in said(capsys)
+    assert command("prepare", "tinystories") == 1
+    assert "that name is flowlm prepare --data.corpus tinystories --model.length 512" in said(capsys)
     assert command("prepare", "nothing") == 1
     assert "no recipe named 'nothing'" in said(capsys)
 

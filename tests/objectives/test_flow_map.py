@@ -521,7 +521,6 @@ def test_config_errors(options: dict[str, Any], message: str) -> None:
     [
         ({"boundary_target": "teacher"}, "boundary_target = 'teacher' needs a teacher"),
         ({"diagonal_target": "teacher"}, "diagonal_target = 'teacher' needs a teacher"),
-        ({"target": "averaged", **FROZEN}, "target = 'averaged' needs a teacher"),
         (
             {"identity": "esd", "denoiser": "teacher", **FROZEN},
             "flow_map.denoiser = 'teacher' needs a teacher",

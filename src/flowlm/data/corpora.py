@@ -402,12 +402,22 @@ def _text(
         detokenizer=config.detokenizer,
         split=config.split,
     )
+    if tokenizer is not None and config.bos:
+        try:
+            tokenizer.id(config.bos)  # before anything is fetched or read
+        except ValueError as error:
+            raise ValueError(f"data.bos = {config.bos!r}: {error}") from None
     path = Path(config.path)
     origin: dict[str, Any] = {}
     if config.corpus == "docs":
         path, versions = docs.build(cache_folder(), say, like)
         origin = {"versions": versions, "licences": docs.LICENCES}
     if config.path and is_prepared(path):
+        if folder is not None:
+            raise ValueError(
+                f"data.path = {config.path!r} is prepared already, and nothing would be written to --out {folder}: "
+                "train on it as it is, or give the text that it was made from"
+            )
         given = _given(path, recipe, tokenizer)
         return given, given.meta.get("origin", {})
     sides: Sides | None = None
@@ -471,10 +481,11 @@ def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepare
     """A prepared folder in place of a text: it must be what the recipe would make."""
     found = open_prepared(folder, check=True)
     if differences := recipe.differences(found.meta["recipe"]):
+        own = found.meta["recipe"]["tokenizer"]
+        own = own if own in _TRAINED else folder / "tokenizer.json"
         raise ValueError(
             f"data.path = {str(folder)!r} was prepared otherwise: {'; '.join(differences)}. Use the same settings "
-            f"(its tokenizer is --data.tokenizer {folder / 'tokenizer.json'}), or prepare the text again into another "
-            "folder"
+            f"(its tokenizer is --data.tokenizer {own}), or prepare the text again into another folder"
         )
     if tokenizer is not None and tokenizer.sha256 != found.tokenizer.sha256:
         raise ValueError(

@@ -87,10 +87,13 @@ def prepare(
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Hidden, and left there: who removed it might remove the one that another process has just taken.
-        lock = filelock.FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock_path = folder.with_name(f".{folder.name}.lock")
+        lock = filelock.FileLock(lock_path)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
+            if not lock_path.exists():
+                lock_path.touch()  # an error where no file can be made, as in /proc: there no one has it either
             say(f"another process is preparing {folder}: waiting for it")
             lock.acquire()
     except (OSError, NotImplementedError) as error:
@@ -185,7 +188,10 @@ class _Preparation:
             if not self.tokenizer_sha256:
                 self._check_room(tokenizer)
             counts = self._encode(tokenizer, scan)
-            if counts["documents"] != scan["documents"] or self.reader.fingerprint() != what["files"]:
+            touched = self.reader.fingerprint() != what["files"]
+            if counts["documents"] != scan["documents"] or (
+                touched and self.reader.sha256() != what["sha256"]
+            ):
                 raise ValueError(
                     f"data.path = {str(self.reader.path)!r} changed while it was read: run again"
                 )
@@ -226,6 +232,8 @@ class _Preparation:
         os.replace(self.work, self.folder)
         for name in _HELPERS:
             (self.folder / name).unlink(missing_ok=True)
+        for half in self.folder.glob(".*.tmp"):  # of a write that was killed
+            half.unlink()
         for old in self.folder.parent.glob(f"{glob.escape(self.folder.name)}.old-*"):
             shutil.rmtree(old, ignore_errors=True)
 
@@ -253,7 +261,8 @@ class _Preparation:
             found = json.loads((self.work / _WHAT).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        if found != json.loads(json.dumps(what)):
+        # Files that were touched and hold the same are the same.
+        if found | {"files": None} != json.loads(json.dumps(what | {"files": None})):
             return False
         self.say(f"going on with a preparation that was interrupted, in {self.work}")
         return True

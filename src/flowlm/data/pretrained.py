@@ -236,6 +236,11 @@ def end_and_pad(found: Found, eos: str, pad: str) -> tuple[str, str]:
             f"there is no end token {end!r}" if end else f"there is no end token, none of {', '.join(ENDS)}"
         )
         raise ValueError(f"{found.path}: {reason}; name one with data.eos ({_offer(model)})")
+    if pad == end:
+        raise ValueError(
+            f"{found.path}: its end token is {end!r}, and data.pad = {pad!r} is to fill rows: give another pad, or "
+            "none, and one is added"
+        )
     fill = pad or named(found.config, "pad_token")
     if not fill or fill == end:  # one token for both is usual elsewhere: a passage would have no end here
         taken = {end}

@@ -10,6 +10,7 @@ order, that of the files' names.
 from __future__ import annotations
 
 import bz2
+import codecs
 import csv
 import gzip
 import hashlib
@@ -98,7 +99,8 @@ _LOOKED_AT = (
 )  # bytes at the beginning of a text, among which one in eight that is zero is no sign of it
 
 Fingerprint = list[list[Any]]
-"""[name, bytes, time of change in ns] of every file: equal as long as nothing was touched."""
+"""[name, bytes, time of change in ns, of the file's entry too, inode] of every file: equal as long as nothing was
+touched. Where it differs the bytes may still be the same."""
 
 
 class UnreadableError(ValueError):
@@ -151,14 +153,20 @@ class TextReader:
     ):
         if not str(path):
             raise ValueError("data.path is empty: data.corpus = 'text' needs a file or folder of text")
+        if _written(str(path)) != str(path):  # it goes into what is written of the text
+            raise ValueError(
+                f"data.path = {_written(str(path))} is not UTF-8: rename it, or give a link to it"
+            )
         self.path, self.unit, self.field = Path(path), unit, field
         try:
             "".encode(encoding)
+            marked = codecs.lookup(encoding).name == "utf-8"  # of all its names: utf8, U8, …
         except LookupError:
             raise ValueError(
                 f"data.encoding = {encoding!r} is not known to Python: use utf-8, utf-16, latin-1, cp1252 or another"
             ) from None
         self.encoding, self.sides, self.detokenize = encoding, sides, detokenize
+        self._decoder = "utf-8-sig" if marked else encoding
         self.held_out = False
         """Whether the document that `documents` gave last is of the held-out split."""
         self.skipped: dict[str, int] = {}
@@ -182,7 +190,7 @@ class TextReader:
             stats = [(file, file.stat()) for file in self.files]
         except OSError as error:
             raise _unreadable(error.filename or self.path, error) from error
-        return [[self._name(file), stat.st_size, stat.st_mtime_ns] for file, stat in stats]
+        return [[self._name(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for file, s in stats]
 
     def sha256(self) -> str:
         """Of the file's bytes; of several files, of their names and hashes."""
@@ -219,7 +227,7 @@ class TextReader:
                     if passages := self._passages(part):
                         yield passages
         except _DAMAGED as error:
-            raise _damaged(entry, error) from None
+            raise _not_given(entry, error) from None
         except (RuntimeError, NotImplementedError) as error:  # as zipfile has it
             raise ValueError(
                 f"{entry} cannot be unpacked ({error}): pack it again, without a password, by ordinary compression"
@@ -227,18 +235,17 @@ class TextReader:
         except UnicodeError as error:
             try:
                 wrong = self._undecodable(entry, error)
-            except _DAMAGED as damage:  # further on in the same line
-                wrong = _damaged(entry, damage)
+            except (*_DAMAGED, OSError) as damage:  # further on in the same line
+                wrong = _not_given(entry, damage)
             raise wrong from None
         except OSError as error:
-            if error.errno is None:  # bz2 has no error of its own: only the operating system's carry a number
-                raise _damaged(entry, error) from None
-            raise _unreadable(entry, error) from error
+            raise _not_given(entry, error) from error
 
     # ------------------------------------------------------------------------------------------- finding files
 
     def _name(self, file: Path) -> str:
-        return file.name if file == self.path else file.relative_to(self.path).as_posix()
+        name = file.name if file == self.path else file.relative_to(self.path).as_posix()
+        return _written(name)
 
     def _find(self) -> tuple[list[Path], dict[Path, list[_Entry]]]:
         try:
@@ -282,6 +289,7 @@ class TextReader:
 
     def _entries_of(self, file: Path) -> list[_Entry]:
         if file.suffix.lower() == ".zip":
+            _check_regular(file)
             try:
                 with zipfile.ZipFile(file) as archive:
                     members = [info.filename for info in archive.infolist() if not info.is_dir()]
@@ -302,11 +310,12 @@ class TextReader:
         if kind is None:
             self._skip([file.name])
             return []
+        _check_regular(file)
         return [_Entry(file, *kind)]
 
     def _skip(self, names: list[str]) -> None:
         for name in names:
-            suffix = Path(name).suffix.lower()
+            suffix = _written(Path(name).suffix.lower())
             self.skipped[suffix] = self.skipped.get(suffix, 0) + 1
 
     # --------------------------------------------------------------------------------------- reading documents
@@ -329,12 +338,8 @@ class TextReader:
                     self.done = before + int(share * entry.path.stat().st_size)
                     yield text
                 return
-            encoding = (
-                "utf-8-sig" if self.encoding.lower().replace("_", "-") in ("utf-8", "utf8") else self.encoding
-            )
-            lines = io.TextIOWrapper(
-                stream, encoding=encoding, newline="" if entry.kind in (".csv", ".tsv") else None
-            )
+            newline = "" if entry.kind in (".csv", ".tsv") else None
+            lines = io.TextIOWrapper(stream, encoding=self._decoder, newline=newline)
             source: Iterator[str]
             if entry.kind in (".jsonl", ".ndjson"):
                 source = _jsonl(lines, entry, self.field)
@@ -427,28 +432,46 @@ class TextReader:
         return ValueError(f"{entry} is not {name} ({error}); {hint}")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Files in a folder and its sub-folders, links followed, none of them twice; hidden ones are left out.
+def _walk(folder: Path) -> list[Path]:
+    """Files in a folder and its sub-folders, and what links lead to beside them; hidden ones are left out.
 
     OSError: a sub-folder or link that cannot be read; nothing is left out for that.
     """
     seen: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    links: list[Path] = []
 
     def fail(error: OSError) -> None:
         raise error
 
     for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        stat = os.stat(here)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link back to where one has been
+        status = os.stat(here)
+        if (status.st_dev, status.st_ino) in seen:  # a link back to where one has been
             folders.clear()
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                path = Path(here) / name
-                path.stat()
-                yield path
+        for path in (Path(here) / name for name in names if not name.startswith(".")):
+            path.stat()
+            (links if path.is_symlink() else found).append(path)
+    there = {os.path.realpath(path) for path in found} if links else set()
+    for path in sorted(links):
+        if (target := os.path.realpath(path)) not in there:
+            there.add(target)
+            found.append(path)
+    return found
+
+
+def _check_regular(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is a pipe or a device, and a text is read more than once: write what it gives into a file"
+        )
+
+
+def _written(name: str) -> str:
+    """A name as it can be written: what is no text in it as \\udcff."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -506,6 +529,11 @@ def _damaged(entry: _Entry, error: Exception) -> ValueError:
     return ValueError(
         f"{entry} is damaged or cut short ({reason}): fetch it again; a text is used whole or not at all"
     )
+
+
+def _not_given(entry: _Entry, error: Exception) -> ValueError:
+    # bz2 has no error of its own, and gzip's is an OSError: only the operating system's carry a number.
+    return _unreadable(entry, error) if isinstance(error, OSError) and error.errno else _damaged(entry, error)
 
 
 def _unreadable(what: object, error: OSError) -> UnreadableError:
@@ -620,17 +648,21 @@ def _parquet(stream: IO[bytes], entry: _Entry, field: str) -> Iterator[tuple[str
         raise ValueError(
             f"{entry} has more than one column {field!r}: leave one of them, or set data.field to another"
         )
-    kind = table.schema_arrow.field(field).type
-    if arrow.types.is_dictionary(kind):
+    kind, types = table.schema_arrow.field(field).type, arrow.types
+    if types.is_dictionary(kind):
         kind = kind.value_type
-    if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
+    if not any(known(kind) for known in (types.is_string, types.is_large_string, types.is_string_view)):
         raise ValueError(f"{entry}: the column {field!r} holds {kind}, not text: set data.field to another")
     total, seen = table.metadata.num_rows, 0
     try:
         for batch in table.iter_batches(batch_size=1024, columns=[field]):
-            for text in batch.column(0).to_pylist():
+            for value in batch.column(0):
                 seen += 1
-                if text is not None:
+                if (text := value.as_py()) is not None:
                     yield text, seen / total
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{entry}, row {seen}: the column {field!r} holds bytes that are not UTF-8 ({error}): write it anew"
+        ) from None
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"{entry} is damaged or cut short ({error}): fetch it again") from None

@@ -158,11 +158,6 @@ class FlowMapConfig:
             or self.identity == "correction"
         )
 
-    @property
-    def needs_a_teacher(self) -> bool:
-        """Whether it cannot be learned from a text alone."""
-        return self.asks_the_teacher or self.target == "averaged"
-
     def __post_init__(self) -> None:
         for name, whole in (
             ("diagonal", "rows"),
@@ -281,11 +276,6 @@ class FlowMapObjective(Objective):
             )
         if teacher is None and config.denoiser == "teacher":
             raise ValueError("flow_map.denoiser = 'teacher' needs a teacher: give one or use 'student'")
-        if config.target == "averaged" and teacher is None:
-            raise ValueError(
-                "flow_map.target = 'averaged' needs a teacher, whose embedding stays frozen: without one the averaged "
-                "network would read the state of another embedding; use target = 'student'"
-            )
         if config.target == "averaged" and averaged is None:
             raise ValueError("flow_map.target = 'averaged' needs the averaged weights: train with an EMA")
         self.config, self.clock, self.averaged = config, clock, averaged
