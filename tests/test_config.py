@@ -29,6 +29,7 @@ from flowlm.config import (
     recipe_path,
     to_dict,
 )
+from flowlm.data.corpora import DataConfig
 from helpers import settings
 
 RECIPES = [
@@ -110,13 +111,14 @@ def test_defaults_are_what_the_grammar_recipe_uses() -> None:
     assert {key: used[key] for key in named} == named
 
 
-def test_values_come_from_the_file_over_a_base(tmp_path: Path) -> None:
-    path = tmp_path / "r.toml"
-    path.write_text("[optim]\nlr = 1\n[model.backbone]\nwidth = 64\n")
-    config = load_recipe(path, base={"optim": {"lr": 0.5, "warmup": 7}, "train": {"steps": 3}})
-    assert (config.optim.lr, config.optim.warmup) == (1.0, 7)
-    assert isinstance(config.optim.lr, float)
-    assert (config.model.backbone.width, config.train.steps) == (64, 3)
+def test_a_corpus_in_place_of_a_recipes_own() -> None:
+    own = load_recipe("owt-flm")
+    other = load_recipe("owt-flm", "lm1b-unwrapped")
+    assert other.data == DataConfig(corpus="lm1b-unwrapped")
+    assert (own.model.length, own.model.vocab_size) == (1024, 50258)
+    assert (other.model.length, other.model.vocab_size) == (128, 0)  # V is the tokenizer's
+    assert dataclasses.replace(other, data=own.data, model=own.model) == own
+    assert load_recipe("owt-flm", "openwebtext") == own == load_recipe("owt-flm", "text")
 
 
 def test_merge() -> None:

@@ -281,7 +281,7 @@ class PrepareOptions:
 
     In place of a recipe stands a corpus by name: lm1b, lm1b-unwrapped, openwebtext, text8, wikitext. Its text comes
     from the Hugging Face hub, or with --data.path from a folder of its Parquet files. tinystories is also a recipe's
-    name, and means that here: the corpus is --data.corpus tinystories --model.length 512.
+    name, and means that here: the corpus is --data.corpus tinystories.
     """
 
     out: str = ""
@@ -297,8 +297,8 @@ class PreparedLength:
 
 
 def _recipe_or_corpus(name: str) -> dict[str, Any]:
-    """The tables of a recipe; of a corpus by name, if no recipe has it, with the length that is usual for it."""
-    from flowlm.config import read_toml, recipe_path
+    """The tables of a recipe; of a corpus by name, if no recipe has it."""
+    from flowlm.config import read_toml, recipe_path, with_corpus
     from flowlm.data.registry import CORPORA
 
     try:
@@ -306,17 +306,17 @@ def _recipe_or_corpus(name: str) -> dict[str, Any]:
     except ValueError:
         if name not in CORPORA:
             raise
-        return {"data": {"corpus": name}, "model": {"length": CORPORA[name].length}}
+        return with_corpus({}, name)
     return read_toml(path)
 
 
 def _prepare(args: list[str]) -> int:
-    from flowlm.config import from_dict
+    from flowlm.config import from_dict, with_corpus
     from flowlm.data.corpora import DataConfig, prepare_corpus
     from flowlm.data.registry import CORPORA
 
     recipe = args.pop(0) if args and not args[0].startswith("-") else ""
-    values = _recipe_or_corpus(recipe) if recipe else {}
+    values = with_corpus(_recipe_or_corpus(recipe) if recipe else {}, _peek(args, "--data.corpus"))
     try:
         data = from_dict(DataConfig, values.get("data", {}), "data.")
         model = PreparedLength(values.get("model", {}).get("length", PreparedLength.length))
@@ -335,7 +335,7 @@ def _prepare(args: list[str]) -> int:
     if recipe in CORPORA and options.data.corpus == "text" and not options.data.path:
         raise ValueError(
             f"the recipe {recipe} is for stories of your own: give them with --data.path FILE; the published corpus "
-            f"of that name is flowlm prepare --data.corpus {recipe} --model.length {CORPORA[recipe].length}"
+            f"of that name is --data.corpus {recipe}"
         )
     folder = prepare_corpus(
         options.data, options.model.length, Path(options.out) if options.out else None, _say
@@ -369,7 +369,8 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
         config = read_run_config(resumed)
     else:
         has_data = any(arg.startswith("--data.") for arg in args)
-        values = recipe_values(recipe, objective, _peek(args, "--teacher"), has_data=has_data)
+        corpus = _peek(args, "--data.corpus")
+        values = recipe_values(recipe, objective, _peek(args, "--teacher"), has_data=has_data, corpus=corpus)
         try:
             config = from_dict(RunConfig, values)
         except ValueError as error:
@@ -857,7 +858,8 @@ def _info(args: list[str]) -> int:
         elif (target / "config.toml").exists():
             print(dump_toml(read_run_config(target)))
     else:
-        config: RunConfig = _options(RunConfig, load_recipe(target), args, f"flowlm info {target}")
+        recipe = load_recipe(target, _peek(args, "--data.corpus"))
+        config: RunConfig = _options(RunConfig, recipe, args, f"flowlm info {target}")
         # As comments, so that all of it is a recipe.
         print("".join(f"# {line}\n" for line in described(config)))
         print(dump_toml(config))

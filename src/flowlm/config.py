@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowlm.data.corpora import DataConfig
+from flowlm.data.registry import CORPORA
 from flowlm.denoiser import DenoiserConfig, as_it_was
 from flowlm.discrete.di4c import Di4CConfig
 from flowlm.discrete.distil import RoundsConfig
@@ -312,13 +313,22 @@ def maps_as_they_were(values: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def load_recipe(path: str | Path, base: dict[str, Any] | None = None) -> RunConfig:
-    """A recipe merged over a base of dictionaries."""
-    values = merge(base or {}, read_toml(recipe_path(path)))
+def load_recipe(path: str | Path, corpus: str = "") -> RunConfig:
+    """A recipe, with a corpus by name in place of its own where one is given."""
+    values = with_corpus(read_toml(recipe_path(path)), corpus)
     try:
         return from_dict(RunConfig, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def with_corpus(values: dict[str, Any], corpus: str) -> dict[str, Any]:
+    """The tables of a recipe for a corpus by name: what they say of another text and its vocabulary goes, and passages
+    are as long as is usual for it. As they are for any other corpus, or their own."""
+    if corpus not in CORPORA or values.get("data", {}).get("corpus") == corpus:
+        return values
+    model = {name: value for name, value in values.get("model", {}).items() if name != "vocab_size"}
+    return values | {"data": {"corpus": corpus}, "model": model | {"length": CORPORA[corpus].length}}
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -46,12 +46,12 @@ def command_of(run: Path) -> str:
     config = read_run_config(run)
     word = "distill" if config.teacher else "train"
     try:
-        recipe = load_recipe(recipe_path(config.recipe)) if config.recipe else None
-    except ValueError:
-        recipe = None
-    if recipe is None:
+        path = recipe_path(config.recipe)
+        recipe, own = load_recipe(path, config.data.corpus), load_recipe(path).data.corpus
+    except ValueError:  # it had none, or one that is not there any more
         return f"flowlm {word} {run / 'config.toml'}"
     mine, theirs = dotted(to_dict(config)), dotted(to_dict(recipe))
+    theirs["data.corpus"] = own  # which is an option where it is another one
     if config.teacher:  # of which a student takes the model, and the data unless others are given
         teacher: dict[str, Any] = next(reversed(_sources(run)), {"config": {}})
         theirs |= dotted({"data": teacher["config"].get("data", {})})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowlm.config import RunConfig, from_dict, merge, nested, read_toml, recipe_path
+from flowlm.config import RunConfig, from_dict, merge, nested, read_toml, recipe_path, with_corpus
 from flowlm.model import FlowLM
 
 __all__ = ["distill", "recipe_values", "train"]
@@ -36,7 +36,8 @@ def train(
     """
     if not recipe:
         raise ValueError("give a recipe, such as 'text' with {'data.path': 'my.txt'}, or 'grammar'")
-    return _run(recipe_values(recipe, "flow"), out, options, force, say)
+    values = recipe_values(recipe, "flow", corpus=str((options or {}).get("data.corpus", "")))
+    return _run(values, out, options, force, say)
 
 
 def distill(
@@ -86,7 +87,7 @@ def _run(
 
 
 def recipe_values(
-    recipe: str | Path, objective: str, teacher: str = "", *, has_data: bool = False
+    recipe: str | Path, objective: str, teacher: str = "", *, has_data: bool = False, corpus: str = ""
 ) -> dict[str, Any]:
     """The tables of a recipe, with what a student takes from its teacher's run: the data it was trained on.
 
@@ -95,6 +96,7 @@ def recipe_values(
         objective: "flow" or "flow-map", unless the recipe says.
         teacher: of a flow map; the recipe's own when empty.
         has_data: whether fields of the data are given elsewhere.
+        corpus: by name, that is given elsewhere; a student has its teacher's.
 
     Raises:
         ValueError: no such recipe, a student with a [model] of its own, a teacher that does not name its data.
@@ -103,7 +105,7 @@ def recipe_values(
     if recipe:
         values = {"recipe": Path(recipe).stem} | read_toml(recipe_path(recipe))
     if objective == "flow":
-        return values
+        return with_corpus(values, corpus)
     if "model" in values:
         raise ValueError(
             f"{recipe}: a distillation has no [model] of its own, the student is made like its teacher"

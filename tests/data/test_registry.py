@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import settings as draws
 from hypothesis import strategies as st
 
+from flowlm.config import load_recipe
 from flowlm.data import download, preparation, registry
 from flowlm.data.corpora import DataConfig, load_corpus, prepare_corpus
 from flowlm.data.detokenize import lm1b
@@ -33,6 +35,7 @@ from flowlm.data.registry import CORPORA, TOKENIZERS
 from flowlm.data.tokens import Tokenizer
 from flowlm.evaluation.judge import TextJudge
 from flowlm.model import FlowLM
+from flowlm.provenance import command_of
 from helpers import REAL, command, said, settings, trained
 
 arrow = pytest.importorskip("pyarrow", reason="pyarrow comes with flowlm[data]")
@@ -555,9 +558,27 @@ def test_the_command(tmp_path: Path, small: dict[str, str], capsys: pytest.Captu
     assert command("prepare", "lm1b-unwrapped", *options[:4], "--data.rows", "split") == 2
     assert "data.rows = 'split', and lm1b-unwrapped is made with 'cut'" in said(capsys)
     assert command("prepare", "tinystories") == 1
-    assert "that name is flowlm prepare --data.corpus tinystories --model.length 512" in said(capsys)
+    assert "of that name is --data.corpus tinystories" in said(capsys)
     assert command("prepare", "nothing") == 1
     assert "no recipe named 'nothing'" in said(capsys)
+
+
+def test_any_recipe_takes_a_corpus_by_name(tmp_path: Path, small: dict[str, str]) -> None:
+    """Whatever the recipe says of a text of its own; and what made the run is told so that it makes it again."""
+    folder = lm1b_files(tmp_path / "lm1b", SENTENCES * 2, SENTENCES)
+    tiny = "--train.steps 2 --train.batch 4 --train.device cpu --train.eval-every 0 --train.sample-steps 2"
+    tiny += " --model.length 64 --model.backbone.width 32 --model.backbone.heads 2 --model.backbone.depth 1"
+    given = ["--data.corpus", "lm1b-unwrapped", "--data.path", folder]
+    given += ["--data.tokenizer", small["bert-base-uncased"], *tiny.split()]
+    run, again = tmp_path / "run", tmp_path / "again"
+    assert command("train", "tinystories", *given, "--out", run) == 0
+    config = load_recipe(run / "config.toml")
+    assert (config.data.corpus, config.data.rows, config.data.unit) == ("lm1b-unwrapped", "cut", "record")
+    words = shlex.split(command_of(run))
+    assert "--data.rows" not in words
+    words[words.index(str(run))] = str(again)
+    assert command(*words[1:]) == 0
+    assert load_recipe(again / "config.toml") == config
 
 
 # ----------------------------------------------------------------------------------------------------- the hub
