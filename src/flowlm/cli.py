@@ -740,7 +740,7 @@ def _compare(args: list[str]) -> int:
     import tyro
 
     from flowlm.comparison.recipe import CompareConfig, load_comparison
-    from flowlm.comparison.report import report
+    from flowlm.comparison.report import check_former, report
     from flowlm.comparison.runs import Interrupted, Runner
     from flowlm.config import RunConfig, dotted, from_dict, to_dict
 
@@ -783,11 +783,10 @@ def _compare(args: list[str]) -> int:
             f"{out} holds something else than a comparison, whose report would replace what is there: choose another "
             "--out, or use --force"
         )
+    command = shlex.join(["flowlm", "compare", *(word for word in typed if word != "--force")])
+    check_former(out, command, options.force)
     try:
-        report(
-            Runner(comparison, out, _say),
-            shlex.join(["flowlm", "compare", *(word for word in typed if word != "--force")]),
-        )
+        report(Runner(comparison, out, _say), command)
     except Interrupted:
         _say(
             f"interrupted; what is finished is kept. Go on with: {shlex.join(['flowlm', 'compare', *typed])}"

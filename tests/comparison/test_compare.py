@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,11 +23,13 @@ from flowlm.comparison.report import (
     Verdict,
     pivot,
     qualities,
+    remarks,
     summary,
     verdicts,
 )
 from flowlm.comparison.runs import Interrupted, Runner, _knob, source_hash
 from flowlm.config import merge, nested
+from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.loop import Trainer
 from helpers import command, corpus, said, silent, values
 
@@ -260,12 +263,17 @@ def test_means_and_deviations_over_seeds() -> None:
     ]
 
 
-def test_distances_where_nothing_can_be_read_are_the_largest() -> None:
-    rows = [row("A", 1, seed, 0.0) | {"slot_tv": tv} for seed, tv in enumerate((0.5, 0.7, None))]
-    assert pivot(rows, 1.0, "slot_tv") == [{"model": "A", "1": "0.733 ± 0.252"}]
+def test_distances_of_too_few_that_can_be_read_are_chance() -> None:
+    found = [(0.5, 0.2), (0.7, 0.5), (0.1, 0.19), (None, 0.0)]
+    rows = [
+        row("A", 1, seed, 0.0) | {"slot_tv": tv, "parsed": parsed, "num": 500}
+        for seed, (tv, parsed) in enumerate(found)
+    ]
+    assert pivot(rows, 1.0, "slot_tv") == [{"model": "A", "1": "0.600 ± 0.141 (2 of 4)"}]
+    assert pivot(rows[2:], 1.0, "slot_tv") == [{"model": "A", "1": "not judged"}]
     (one,) = summary(rows)
-    assert one["slot_tv"] == pytest.approx(2.2 / 3)
-    assert one["slot_tv_sd"] == pytest.approx(0.2517, abs=1e-4)
+    assert one["slot_tv"] == pytest.approx(0.6)
+    assert one["slot_tv_sd"] == pytest.approx(0.1414, abs=1e-4)
     # of text without a law there are none
     text = [row("A", 1, 0, None, 5.0)]
     assert qualities(text) == [PLAIN]
@@ -392,6 +400,9 @@ def test_what_a_row_lacks(tmp_path: Path) -> None:
     runner.is_lawful = lambda entry: True  # type: ignore[method-assign]
     at_data, unread = {"perplexity": 4.0, "entropy": 2.0}, {"valid": 0.0, "pair_tv": None}
     assert runner._lack(entry, at_data | unread) == 2
+    few = {"valid": 0.0, "pair_tv": 0.5, "parsed": 0.1, "num": 512}
+    assert runner._lack(entry, at_data | few) == 2
+    assert runner._lack(entry, at_data | few | {"parsed": 0.2}) == 1.5
     assert runner._lack(entry, at_data | {"valid": 0.0, "pair_tv": 0.5}) == 1.5
     assert runner._lack(entry, at_data | {"valid": 0.4, "pair_tv": 0.1}) == pytest.approx(0.7)
     # Of two that wrote no valid story, the one that is nearer to the data.
@@ -411,7 +422,7 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
     found = verdicts(comparison, rows)
     assert [(v.key, v.held) for v in found] == [(VALID, 1), ("slot_tv", 0), ("pair_tv", 1), (AT_ENTROPY, 0)]
     assert found[0].pairs == {0: (0.3, 0.2)}
-    assert found[1].pairs == {0: (1.0, 1.0)}
+    assert found[1].pairs == {0: (None, None)}
     assert found[2].pairs == {0: (0.1, 0.3)}
     del rows[1]["frontier"]  # there no knob was turned: nothing is claimed
     assert [v.key for v in verdicts(comparison, rows)] == [VALID, *DISTANCES]
@@ -532,6 +543,102 @@ def test_a_rate_that_diverges_is_not_chosen(tmp_path: Path) -> None:
     lines: list[str] = []
     runner = Runner(load_comparison(recipe), tmp_path / "out", lines.append)
     assert runner.rate(runner.comparison.entry("FLM")) == 1.0
+
+
+def small(path: Path, over: dict[str, Any]) -> Path:
+    """A recipe of the FLM alone, of one budget and seed."""
+    one = {"compare.seeds": [0], "compare.budgets": [0.0008], "compare.rates": [1.0], "claims": []}
+    recipe = written(path, one | over)
+    text = recipe.read_text()
+    recipe.write_text(text[: text.index("[models.MDLM]")])
+    return recipe
+
+
+def test_who_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
+    over = {"models.Wild": {"objective": "flow", "optim": {"lr": 1e30}}, "compare.rates": [1.0]}
+    over |= {"compare.seeds": [0], "compare.budgets": [0.0008], "claims": []}
+    recipe, out = written(tmp_path / "a.toml", over), tmp_path / "out"
+    assert command("compare", recipe, "--out", out) == 0
+    rows = {(row["model"], row["nfe"]): row for row in report_of(out)["rows"]}
+    assert "the loss became" in rows["Wild", 1]["diverged"]
+    assert {model for model, _ in rows} == {*MODELS, "Wild"}
+    assert all(rows[model, 2]["entropy"] is not None for model in MODELS)
+    page = (out / "README.md").read_text()
+    assert "Wild at 0.0008 TFLOP, seed 0, diverged: the loss became" in page
+    before = report_of(out)
+    assert command("compare", recipe, "--out", out) == 0
+    assert report_of(out) == before
+
+
+def test_a_rate_at_an_end_is_told() -> None:
+    comparison = SimpleNamespace(config=SimpleNamespace(rates=(0.5, 1.0, 2.0)))
+    assert remarks(comparison, [], {"A": 1.0, "B": 2.0, "C": 0.5}) == [  # type: ignore[arg-type]
+        "B: the largest of the learning rates was the best of those tried.",
+        "C: the least of the learning rates was the best of those tried.",
+    ]
+    comparison.config.rates = (1.0,)
+    assert remarks(comparison, [], {"A": 1.0}) == []  # type: ignore[arg-type]
+
+
+def test_a_scorer_that_is_not_there_is_told_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Trainer, "train", lambda *args: pytest.fail("trained before its judge was there"))
+    recipe = small(tmp_path / "a.toml", {"compare.scorer": str(tmp_path / "gone")})
+    assert command("compare", recipe, "--out", tmp_path / "out") == 1
+    assert "gone" in said(capsys)
+
+
+def test_weights_of_an_older_checkpoint_are_not_taken_for_the_last(tmp_path: Path) -> None:
+    """A kill may come after the last checkpoint and before its weights are put where they are read."""
+    recipe, out = small(tmp_path / "a.toml", {"train.keep": 3}), tmp_path / "out"
+    runner = Runner(load_comparison(recipe), out, silent)
+    entry = runner.comparison.entries[0]
+    job = runner.job(entry, 0.0008, 0, 1.0)
+    folder = runner.train(job, None)
+    whole = (folder / "ema.safetensors").read_bytes()
+    (folder / "ema.safetensors").unlink()  # linked to the checkpoint's
+    (folder / "ema.safetensors").write_bytes(whole[:-4] + bytes(4))
+    assert not RunDirectory(folder).is_exported()
+    assert runner.train(job, None) == folder
+    assert (folder / "ema.safetensors").read_bytes() == whole
+    assert RunDirectory(folder).is_exported()
+
+
+def test_a_text_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was begun goes on with the text where it is now."""
+    text = tmp_path / "text.txt"
+    text.write_bytes(corpus().read_bytes())
+    recipe, out = small(tmp_path / "a.toml", {"common.data.path": str(text)}), tmp_path / "out"
+    train = Trainer.train
+
+    def stopped(self: Trainer, *args: Any) -> Any:
+        self.interrupt()
+        return train(self, *args)
+
+    runner = Runner(load_comparison(recipe), out, silent)
+    job = runner.job(runner.comparison.entries[0], 0.0008, 0, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", stopped)
+        with pytest.raises(Interrupted):
+            runner.train(job, None)
+    moved = text.rename(tmp_path / "moved.txt")
+    small(recipe, {"common.data.path": str(moved)})
+    runner = Runner(load_comparison(recipe), out, silent)
+    again = runner.job(runner.comparison.entries[0], 0.0008, 0, 1.0)
+    assert again.folder == job.folder
+    assert RunDirectory(runner.train(again, None)).steps()[-1] == again.config.train.steps
+
+
+def test_the_report_of_another_comparison_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe, out = small(tmp_path / "a.toml", {}), tmp_path / "out"
+    assert command("compare", recipe, "--out", out) == 0
+    before = report_of(out)
+    assert command("compare", recipe, "--out", out, "--compare.num", "13") == 1
+    assert f"holds the report of `flowlm compare {recipe} --out {out}`" in said(capsys)
+    assert report_of(out) == before
+    assert command("compare", recipe, "--out", out, "--compare.num", "13", "--force") == 0
+    assert report_of(out)["rows"][0]["num"] == 13
 
 
 def test_options_hold_for_all_models(tmp_path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowlm.comparison.recipe import Claim, Comparison
-from flowlm.comparison.runs import Runner
+from flowlm.comparison.runs import Runner, distance
 from flowlm.device import describe, resolve_device
 from flowlm.evaluation.plots import Panel, plot_panels
 from flowlm.evaluation.report import (
@@ -26,9 +28,19 @@ from flowlm.evaluation.report import (
 )
 from flowlm.files import write_data
 
-__all__ = ["Verdict", "judged", "pivot", "qualities", "report", "summary", "verdicts"]
+__all__ = [
+    "Verdict",
+    "check_former",
+    "judged",
+    "pivot",
+    "qualities",
+    "remarks",
+    "report",
+    "summary",
+    "verdicts",
+]
 
-PICTURE = "quality.png"
+PICTURE, REPORT = "quality.png", "report.json"
 
 #: What is averaged over seeds.
 _MEANS = (
@@ -82,9 +94,8 @@ def beside(rows: Sequence[Row]) -> list[str]:
 
 
 def _value(row: Row, key: str) -> float | None:
-    """A quality of a row. Where no passage can be read a distance is the largest there is."""
-    value = row.get(key)
-    return 1.0 if value is None and key in DISTANCES and row.get(VALID) is not None else value
+    """A quality of a row; None where it was not measured, or of too little."""
+    return distance(row, key) if key in DISTANCES else row.get(key)
 
 
 def _asked(rows: Sequence[Row], key: str) -> list[Row]:
@@ -114,7 +125,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
             if name in keys:
                 if len(known) > 1:
                     values[f"{name}_sd"] = statistics.stdev(known)
-                if len(known) < len(_asked(same, name)):
+                if name == AT_ENTROPY and len(known) < len(_asked(same, name)):
                     values["reached"] = len(known)
         if same[0].get("chosen"):
             values["sampler"] = ", ".join(f"{name} {value}" for name, value in same[0]["chosen"].items())
@@ -226,6 +237,22 @@ def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
     return out
 
 
+def remarks(comparison: Comparison, rows: Sequence[Row], rates: Mapping[str, float]) -> list[str]:
+    """What a reader of the tables has to know of single models: who diverged, and whose best learning rate was at an
+    end of those that were tried, beyond which a better one may lie."""
+    out = []
+    for (budget, model, _), same in _groups(rows).items():
+        for row in same:
+            if "diverged" in row:
+                out.append(f"{model} at {budget:g} TFLOP, seed {row['seed']}, diverged: {row['diverged']}")
+    tried = comparison.config.rates
+    ends = {min(tried): "least", max(tried): "largest"} if len(tried) > 1 else {}
+    for model, rate in rates.items():
+        if rate in ends:
+            out.append(f"{model}: the {ends[rate]} of the learning rates was the best of those tried.")
+    return list(dict.fromkeys(out))
+
+
 def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row]) -> list[list[Panel]]:
     """A row of pictures for each budget and quality: against network calls, seconds for one passage, and entropy."""
     return [
@@ -276,6 +303,22 @@ def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, floa
     return statistics.fmean(places), statistics.fmean(values), min(values), max(values)
 
 
+def check_former(folder: Path, command: str, force: bool = False) -> None:
+    """Refuse a folder that has the report of another comparison, or of this one with other options.
+
+    ValueError: it does, and is not forced.
+    """
+    try:
+        former = json.loads((folder / REPORT).read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return
+    if former != command and not force:
+        raise ValueError(
+            f"{folder} holds the report of `{former}`, which that of `{command}` would replace: choose another --out, "
+            "or use --force, which leaves finished runs and rows as they are"
+        )
+
+
 def report(runner: Runner, command: str) -> None:
     """Run a comparison to its end, and write what it found into its folder.
 
@@ -293,7 +336,7 @@ def report(runner: Runner, command: str) -> None:
     found, compare = verdicts(comparison, rows), comparison.config
     machine = describe(resolve_device(runner.device))
     write_json(
-        folder / "report.json",
+        folder / REPORT,
         {
             "title": comparison.title,
             "command": command,
@@ -347,6 +390,9 @@ def report(runner: Runner, command: str) -> None:
         claims = [f"{v}." for v in found if v.budget == budget]
         lines.append("\n".join(f"- {claim}" for claim in claims))
         sections.append(Text("\n\n".join(claims)))
+    if said := remarks(comparison, rows, rates):
+        lines += ["## To keep in mind", "\n".join(f"- {remark}" for remark in said)]
+        sections.append(Text("\n\n".join(said)))
     full = summary(rows)
     lines += ["## All that was measured", markdown(full, columns=_columns(full)).rstrip()]
     sections.append(Table(full, heading="All that was measured", columns=_columns(full)))

@@ -37,7 +37,7 @@ from flowlm.families import family
 from flowlm.progress import Part, Progress
 from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.flops import flops_of_step
-from flowlm.training.loop import Trainer, TrainingError, open_run
+from flowlm.training.loop import DivergedError, Trainer, TrainingError, open_run
 
 __all__ = ["Choice", "Interrupted", "Job", "Runner", "source_hash"]
 
@@ -45,8 +45,17 @@ TERA = 1e12
 ROWS = "rows"
 SHOWN = 5
 """Passages of a row that are kept beside it."""
+READABLE = 100
+"""Passages of which a distance from the law is taken, at least."""
 _JUDGING = 0.3
 """Of the time for a model, what its samples take; the rest is its training."""
+
+
+def distance(row: Mapping[str, Any], key: str) -> float | None:
+    """A distance from the law, which is taken of the passages that can be read; None where these are too few for it to
+    be more than chance."""
+    few = row.get("parsed") is not None and row["parsed"] * row["num"] < READABLE
+    return None if few or row.get(key) is None else float(row[key])
 
 
 def source_hash() -> str:
@@ -290,6 +299,8 @@ class Runner:
             self.flops(entry)
         least = min(compare.budgets)
         own = compare.scorer in self._runs
+        if not own:
+            self.scorer()  # whose name may lead nowhere, which is told before hours of training
         # By compute: judging takes a share of it.
         searches = [len(compare.rates) * least if len(compare.rates) > 1 else 0.0 for _ in entries]
         scorer = (compare.scorer_budget or max(compare.budgets)) if own else 0.0
@@ -347,7 +358,7 @@ class Runner:
                 self.train(job.teacher, _in_two(job, training)[0])  # its failure is not this model's
             try:
                 folder = self.train(job, training)
-            except TrainingError as error:
+            except DivergedError as error:
                 diverged.append(f"{entry.name} at {rate:g} times its learning rates: {error}")
                 self._tell(part, diverged[-1])
                 found[rate] = math.inf
@@ -400,7 +411,8 @@ class Runner:
         )
         lack = abs(math.log(row["perplexity"] / data["perplexity"])) + abs(row["entropy"] - data["entropy"])
         if self.is_lawful(entry):
-            lack += 1.0 - float(row["valid"]) + (1.0 if row["pair_tv"] is None else float(row["pair_tv"]))
+            apart = distance(row, "pair_tv")
+            lack += 1.0 - float(row["valid"]) + (1.0 if apart is None else apart)
         return lack
 
     def calls(self, entry: Entry, steps: int) -> int:
@@ -469,11 +481,14 @@ class Runner:
         if job.teacher is not None:
             before, part = _in_two(job, part)
             config = dataclasses.replace(config, teacher=str(self.train(job.teacher, before)))
-        there = RunDirectory(folder).steps()
-        if there and there[-1] >= config.train.steps and (folder / "ema.safetensors").exists():
+        run = RunDirectory(folder)
+        there = run.steps()
+        if there and there[-1] >= config.train.steps and run.is_exported():
             return folder
         if there:
-            trainer = open_run(folder, say=silent)
+            # Text and teacher may have moved with the folder or without it.
+            places = {"data.path": config.data.path, "teacher": config.teacher}
+            trainer = open_run(folder, say=silent, changes={k: place for k, place in places.items() if place})
         else:
             trainer = Trainer(config, folder, say=silent, corpus=self.corpus(job.entry))
             trainer.start(force=True)
@@ -532,9 +547,13 @@ class Runner:
         asked = [job.hash, entry.samplers, settings, *self._judging()]
         path = self.work / ROWS / f"{job.folder}-{identity(asked)}.json"
         if not path.exists():
-            # Whole by itself: the run may be deleted afterwards.
-            rows = self._measure(job, budget, part)
-            texts = shown_samples(rows, self.work / "runs" / job.folder / "samples", SHOWN)
+            try:
+                rows = self._measure(job, budget, part)
+                # Whole by itself: the run may be deleted afterwards.
+                texts = shown_samples(rows, self.work / "runs" / job.folder / "samples", SHOWN)
+            except DivergedError as error:
+                self._tell(part, f"{entry.name}, seed {job.config.train.seed}, diverged: {error}")
+                rows, texts = self._diverged(job, budget, error), {}
             found = {"model": entry.name, "hash": job.hash, "commit": self.commit, "rows": rows}
             files.write_json(path, found | {"samples": {str(k): own for k, own in texts.items()}})
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -560,15 +579,22 @@ class Runner:
         rows.sort(key=lambda row: row["nfe"])
         return [row | {"model": entry.name} | self._about(job, budget, folder) for row in rows]
 
-    def _about(self, job: Job, budget: float, folder: Path) -> dict[str, Any]:
+    def _diverged(self, job: Job, budget: float, error: DivergedError) -> list[dict[str, Any]]:
+        """The rows of a model that there is none of: with nothing measured, and why."""
+        calls = dict.fromkeys(self.calls(job.entry, k) for k in self.comparison.config.steps)
+        about = self._about(job, budget, None) | {"seed": job.config.train.seed, "diverged": str(error)}
+        asked = {"num": self.comparison.config.num, "dtype": self.where(job.config).split()[-1]}
+        return [{"model": job.entry.name, "nfe": k} | about | asked for k in calls]
+
+    def _about(self, job: Job, budget: float, folder: Path | None) -> dict[str, Any]:
         return {
             "entry": job.entry.name,
             "budget": budget,
             "rate": self.rates[job.entry.name],
             "training_steps": job.config.train.steps,
             "training_tflop": job.total / TERA,
-            "parameters": _parameters(folder / "ema.safetensors"),
-            "run": folder.name,
+            "parameters": _parameters(folder / "ema.safetensors") if folder else None,
+            "run": job.folder,
             "hash": job.hash,
         }
 
@@ -608,8 +634,9 @@ class Runner:
         """Passages of each model in the fewest network calls, of the largest budget and the first seed."""
         compare = self.comparison.config
         of = {
-            e.name: self._texts[e.name, max(compare.budgets), compare.seeds[0]]
+            e.name: texts
             for e in self.comparison.entries
+            if (texts := self._texts[e.name, max(compare.budgets), compare.seeds[0]])
         }
         fewest = {name: min(texts, key=int) for name, texts in of.items()}
         order = sorted(of, key=lambda name: int(fewest[name]))
@@ -618,9 +645,11 @@ class Runner:
 
 def _knob(frontier: Mapping[str, Any]) -> str:
     """Of a frontier, the knob that reaches the entropy of the data at the least perplexity; where none does, the one
-    that comes nearest to it."""
+    that comes nearest to it; empty where there is none."""
     if frontier["knob"] is not None:
         return str(frontier["knob"])
+    if not frontier["curves"]:
+        return ""  # nothing of this sampler can be turned
     return min(
         frontier["curves"],
         key=lambda knob: min(

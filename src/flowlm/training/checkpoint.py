@@ -12,6 +12,7 @@ run/
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import re
@@ -31,6 +32,8 @@ from flowlm.weights import load_weights, read_tensors, write_weights
 ORIGIN = "origin.json"
 """Commit, torch, machine and arithmetic with which a run was begun."""
 CHECKPOINT_FORMAT = "flowlm-checkpoint/1"
+#: Of a checkpoint, what stands at the top of the run too.
+_EXPORTED = ("model.safetensors", "ema.safetensors", "clock.json")
 #: What a run directory may hold, and --force may therefore remove.
 _OURS = re.compile(
     r"config\.toml|config\.json|tokenizer(_config)?\.json|clock\.json|(data|origin)\.json|metrics\.jsonl|samples|checkpoints"
@@ -195,9 +198,19 @@ class RunDirectory:
     def export(self, step: int, model: Any) -> None:
         """Put a checkpoint's weights at the top of the run, where `FlowLM.from_pretrained` reads them."""
         source = self.checkpoint(step)
-        for name in ("model.safetensors", "ema.safetensors", "clock.json"):
+        for name in _EXPORTED:
             files.link_or_copy(source / name, self.path / name)
         write_model_config(self.path, model.config)
+
+    def is_exported(self) -> bool:
+        """Whether the weights at the top are those that the newest checkpoint names: a kill may come between."""
+        newest = self.checkpoint(self.steps()[-1])
+        chosen = json.loads((newest / "state.json").read_text(encoding="utf-8"))["chosen"]
+        return all(
+            (self.path / name).exists()
+            and filecmp.cmp(self.checkpoint(chosen) / name, self.path / name, shallow=False)
+            for name in _EXPORTED
+        )
 
     def load(
         self,

@@ -53,6 +53,10 @@ class TrainingError(RuntimeError):
     """A run that had to stop, with what to do about it."""
 
 
+class DivergedError(TrainingError):
+    """Its loss or its weights are no longer finite: as it is, it would stop there again."""
+
+
 @dataclass(frozen=True)
 class TrainResult:
     """How a run ended."""
@@ -445,7 +449,7 @@ class Trainer:
             tokens = self.loader.batch(self.step)
             draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", self.step))
             save_batch(path, {"tokens": tokens, **draws})
-            raise TrainingError(
+            raise DivergedError(
                 f"the loss became {loss} (gradient norm {norm}) at step {self.step}; the batch is in {path}. "
                 f"{self._last_good()} Lower --optim.lr and --optim.muon-lr, or use --train.dtype float32."
             )
@@ -644,7 +648,7 @@ class Trainer:
         cfg = self.config.train
         # The last update may have broken what its own loss did not show: such weights are not worth keeping.
         if not all(bool(value.isfinite().all()) for value in weights.values()):
-            raise TrainingError(
+            raise DivergedError(
                 f"the weights are no longer finite after step {self.step}: they were not saved. "
                 f"{self._last_good()} Lower --optim.lr and --optim.muon-lr."
             )
