@@ -96,10 +96,11 @@ class GenerateOptions(SamplerOptions):
 
 @dataclasses.dataclass(frozen=True)
 class TextPlace:
-    """Where the text of a run has moved to."""
+    """The text to judge by."""
 
     path: str = ""
-    """File or folder of the text that the run was trained on, if it has moved; it must be the same."""
+    """Of a run: the file or folder of the text that it was trained on, if that has moved; it must be the same. Of a
+    sample file: a text, a passage a line, or a run whose text is taken."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -536,10 +537,10 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     from flowlm.evaluation.report import table_text, views, write_json
     from flowlm.evaluation.runs import (
         check_report,
+        evaluate_file,
         evaluate_run,
         held_out_curve,
         law_reference,
-        score_file,
         shown_samples,
         write_report,
     )
@@ -562,7 +563,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             raise ImportError('the report of a frontier has a plot: pip install "flowlm[plot]"')
     scorer = open_scorer(options.scorer, device=options.device) if options.scorer else None
     if target.is_file():
-        kept = {"json", "force", "scorer", "device"}
+        kept = {"json", "force", "scorer", "device", "data", "seed"}
         sampled = {f.name for f in dataclasses.fields(EvaluateOptions)} - kept
         set_ = [n for n in sorted(sampled) if getattr(options, n) != getattr(EvaluateOptions(), n)]
         if set_:
@@ -571,7 +572,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
                 f"{target} is a sample file and is scored as it is: {flags} would change nothing; "
                 "give the run's directory to make new samples"
             )
-        rows = [score_file(target, scorer=scorer, say=_say)]
+        rows = evaluate_file(target, text=options.data.path, scorer=scorer, seed=options.seed, say=_say)
         samples = Path()
     else:
         steps = parse_steps(options.steps)

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from flowlm import files
 from flowlm.config import read_toml
+from flowlm.data.corpora import DataConfig, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import describe, keep_freed_memory, resolve_device, resolve_dtype
-from flowlm.evaluation.diversity import unigram_entropy
+from flowlm.evaluation.diversity import self_bleu, unigram_entropy
 from flowlm.evaluation.frontier import best, settings
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import law_row, merged, passage, samples_row, words
@@ -44,6 +45,8 @@ from flowlm.training.checkpoint import read_metrics
 
 FEW = 100
 """Samples below which it is said that they are few."""
+LONGEST = 1024
+"""Words of a passage of a text that a sample file is judged by, at most."""
 Features = NDArray[np.float64]
 REPORT, CARD, PICTURE = "report.json", "README.md", "frontier.png"
 
@@ -159,6 +162,44 @@ def score_file(
     return _score(path, header, records, grammar, judge, scorer, reference, say)
 
 
+def evaluate_file(
+    path: Path,
+    *,
+    text: str = "",
+    scorer: Scorer | None = None,
+    seed: int = 0,
+    say: Callable[[str], None] | None = None,
+) -> list[dict[str, Any]]:
+    """The row of a sample file, whoever wrote it; with a text also those of held-out passages of it and of its n-gram
+    model's samples, as many as the file has.
+
+    Args:
+        text: to judge by: a file or folder of text, a passage a line, or a run, whose text it is then.
+        scorer: a causal model.
+        seed: of what the file is compared with.
+        say: as of `score_file`.
+
+    Raises:
+        ValueError: as of `score_file`, or no such text.
+    """
+    if not text:
+        return [score_file(path, scorer=scorer, say=say)]
+    num = len(read_samples(path)[1])  # what is wrong with it is told before the text is read
+    judge, reference = _judge_by(Path(text), say), None
+    if scorer is not None:
+        reference = feature_texts(scorer, [passage(own) for own in judge.halves(num, seed + 1)[1]])
+    row = score_file(path, judge=judge, scorer=scorer, reference=reference, say=say)
+    grammar = Grammar() if row["law"] else None
+    return [row, *judge.reference_rows(num, seed + 1, grammar, scorer, reference)]
+
+
+def _judge_by(text: Path, say: Callable[[str], None] | None) -> TextJudge:
+    """The judge by the text of a run, or by a text as it lies there. ValueError: it is neither."""
+    if (text / "config.json").exists():
+        return TextJudge(corpus_of(text, FlowLM.from_pretrained(text, device="cpu"), say), say)
+    return TextJudge(load_corpus(DataConfig(corpus="text", path=str(text)), LONGEST, report=say), say)
+
+
 def _score(
     path: Path,
     header: Header,
@@ -181,7 +222,12 @@ def _score(
     if say is not None:
         for warning in _warnings(texts):
             say(f"{path.name}: {warning}")
-    more = judge.measure(texts) if judge is not None else {}
+    if judge is not None:
+        more = judge.measure(texts)
+    else:
+        # Of stories the law says more, and sooner.
+        alike = grammar is None and len(texts) > 1
+        more = {"self_bleu": self_bleu([words(passage(text)) for text in texts])} if alike else {}
     if scorer is not None:
         more = merged(more, scored(scorer, texts, say))
         if reference is not None:
