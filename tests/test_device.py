@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,8 +31,15 @@ def test_auto_takes_the_best_there_is(bare: pytest.MonkeyPatch) -> None:
     bare.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_device("auto") == torch.device("mps")
     bare.setattr(torch.cuda, "is_available", lambda: True)
+    bare.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("auto") == torch.device("cuda")
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(
+        ValueError, match="device 'cuda:2' was asked for, and there are 2 here, counted from 0"
+    ):
+        resolve_device("cuda:2")
+    with pytest.raises(ValueError, match="unknown device 'cuda:x': a number may follow"):
+        resolve_device("cuda:x")
     assert resolve_device("cpu") == torch.device("cpu")
 
 
@@ -62,9 +71,25 @@ def test_dtypes(bare: pytest.MonkeyPatch) -> None:
             torch.bfloat16,
             f"this CPU multiplies bfloat16 matrices with its {unit} instructions",
         )
-    bare.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    assert resolve_dtype("auto", cuda) == (torch.bfloat16, "this GPU multiplies bfloat16 matrices")
-    bare.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    # A GPU may emulate it, slowly; and which one is asked is the current one.
+    current = [0]
+
+    @contextlib.contextmanager
+    def on(chosen: torch.device) -> Iterator[None]:
+        current[0] = chosen.index or 0
+        yield
+        current[0] = 0
+
+    bare.setattr(torch.cuda, "device", on)
+    bare.setattr(
+        torch.cuda,
+        "is_bf16_supported",
+        lambda including_emulation=True: including_emulation or current[0] == 1,
+    )
+    assert resolve_dtype("auto", torch.device("cuda", 1)) == (
+        torch.bfloat16,
+        "this GPU multiplies bfloat16 matrices",
+    )
     assert resolve_dtype("auto", cuda)[0] == torch.float32
     with pytest.raises(ValueError, match="unknown dtype 'half': use auto, bfloat16 or float32"):
         resolve_dtype("half", cpu)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import huggingface_hub.constants
 import pytest
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
@@ -27,10 +28,19 @@ class Hub:
         self.asked.append((repo, private, exist_ok))
 
     def upload_folder(
-        self, *, repo_id: str, folder_path: Path, revision: str | None, allow_patterns: list[str]
+        self,
+        *,
+        repo_id: str,
+        folder_path: Path,
+        revision: str | None,
+        allow_patterns: list[str],
+        delete_patterns: list[str],
     ) -> str:
         target = self.folder / repo_id
         target.mkdir(parents=True, exist_ok=True)
+        there = [path.relative_to(target).as_posix() for path in target.rglob("*") if path.is_file()]
+        for name in filter_repo_objects(there, allow_patterns=delete_patterns):
+            (target / name).unlink()
         files = [
             path.relative_to(folder_path).as_posix()
             for path in Path(folder_path).rglob("*")
@@ -91,6 +101,21 @@ def test_only_the_model_goes_there(hub: Hub, tmp_path: Path) -> None:
     there = hub.folder / "somebody/else"
     assert {path.relative_to(there).as_posix() for path in there.rglob("*") if path.is_file()} == made
     assert "rows.npz" in made
+
+
+def test_nothing_of_another_model_stays_there(hub: Hub) -> None:
+    """Of a run the averaged weights are read first: left there, they would be taken for those of what comes after."""
+    push(fmlm(), "somebody/again")
+    there = hub.folder / "somebody/again"
+    assert (there / "ema.safetensors").exists()
+    (there / "README.md").write_text("mine")
+    (there / "LICENSE").write_text("mine too")
+    model = FlowLM.from_pretrained(fmlm(), weights="model")
+    model.push_to_hub("somebody/again")
+    assert FlowLM.from_pretrained("hf://somebody/again").generate(2) == model.generate(2)
+    assert not (there / "ema.safetensors").exists()
+    assert (there / "README.md").read_text() == "mine"
+    assert (there / "LICENSE").exists()
 
 
 def test_a_model_in_hand_is_pushed(hub: Hub) -> None:

@@ -21,6 +21,7 @@ from flowlm.published import convert, our_name
 from helpers import REAL
 
 V, L, D, BLOCKS, HEADS, COND = 97, 12, 64, 2, 4, 32
+ANGLES = "backbone.rotary_emb.inv_freq"
 
 
 def tokenizer() -> Tokenizer:
@@ -181,6 +182,16 @@ def test_a_converted_model_writes_teaches_and_trains_on(tmp_path: Path, capsys: 
         (lambda c: c["hyper_parameters"].update(n_heads=8), "settings say n_heads = 8, its tensors 4"),
         (lambda c: c["hyper_parameters"].pop("length"), "give --length"),
         (lambda c: c["ema"]["shadow_params"][0].fill_(float("nan")), "not finite"),
+        (lambda c: c.update(hyper_parameters=[1, 2]), "give --length"),
+        (lambda c: c["state_dict"].update({3: torch.ones(2)}), "no Lightning checkpoint"),
+        (
+            lambda c: c["state_dict"].update({ANGLES: torch.ones(())}),
+            r"have shapes .* it is damaged",
+        ),
+        (
+            lambda c: c["state_dict"].update({ANGLES: torch.ones(0)}),
+            r"have shapes .* it is damaged",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, change: Any, message: str) -> None:
@@ -320,7 +331,9 @@ def test_damaged_files(tmp_path: Path) -> None:
 
 def test_a_tensor_beyond_its_numbers() -> None:
     storage: Any = type("S", (), {"numel": 5})()
-    for offset, shape, stride in ((0, (2, 3), (3, 1)), (-1, (2,), (1,)), (0, (2,), (-1,)), (5, (1,), (1,))):
+    wrong: list[Any] = [(0, (2, 3), (3, 1)), (-1, (2,), (1,)), (0, (2,), (-1,)), (5, (1,), (1,))]
+    wrong += [(0, (2,), ("1",)), ("0", (2,), (1,)), (0, (2, 2), (1,)), (0, (None,), (1,))]
+    for offset, shape, stride in wrong:
         stored = StoredTensor(lambda _: torch.zeros(5), storage, offset, shape, stride)
         with pytest.raises(ValueError, match="reaches beyond its 5 numbers"):
             stored.load()

@@ -42,7 +42,14 @@ def resolve_device(name: str) -> torch.device:
         raise ValueError("device 'cuda' was asked for, but torch sees no CUDA device: use cpu or auto")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' was asked for, but torch sees none here: use cpu or auto")
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}: a number may follow, as in cuda:1") from None
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if device.index is not None and device.index >= count:
+        raise ValueError(f"device {name!r} was asked for, and there are {count} here, counted from 0")
+    return device
 
 
 # torch's questions to the CPU (private, so each may be missing), and what a yes means: Intel's matrix units, and the
@@ -61,8 +68,10 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
         return torch.bfloat16, "asked for"
     if name != "auto":
         raise ValueError(f"unknown dtype {name!r}: use auto, bfloat16 or float32")
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.bfloat16, "this GPU multiplies bfloat16 matrices"
+    if device.type == "cuda":
+        with torch.cuda.device(device):  # the question is about the current one
+            if torch.cuda.is_bf16_supported(including_emulation=False):
+                return torch.bfloat16, "this GPU multiplies bfloat16 matrices"
     if device.type == "cpu":
         for asked, unit in BFLOAT16_UNITS.items():
             if getattr(torch.cpu, asked, lambda: False)():

@@ -75,7 +75,14 @@ def push(folder: Path, name: str, *, private: bool = False, say: Callable[[str],
         api = HfApi()
         api.create_repo(repo, private=private, exist_ok=True)
         address = str(
-            api.upload_folder(repo_id=repo, folder_path=folder, revision=revision, allow_patterns=_FILES)
+            api.upload_folder(
+                repo_id=repo,
+                folder_path=folder,
+                revision=revision,
+                allow_patterns=_FILES,
+                # What another model left there would be taken for this one's.
+                delete_patterns=[name for name in _FILES if name != "README.md"],
+            )
         )
     if say is not None:
         say(f"pushed to {address}")

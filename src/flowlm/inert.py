@@ -92,9 +92,12 @@ class StoredTensor:
     def load(self) -> Tensor:
         """ValueError: its numbers are missing, or fewer than its shape says."""
         sizes: list[int] = [self.offset, *self.shape, *self.stride]
-        damaged = any(type(n) is not int or n < 0 for n in sizes)
-        last = self.offset + sum((n - 1) * by for n, by in zip(self.shape, self.stride, strict=True))
-        if damaged or (0 not in self.shape and last >= self.storage.numel):
+        whole = len(self.shape) == len(self.stride) and all(type(n) is int and n >= 0 for n in sizes)
+        if not whole or (
+            0 not in self.shape
+            and self.offset + sum((n - 1) * by for n, by in zip(self.shape, self.stride))
+            >= self.storage.numel
+        ):
             raise ValueError(
                 f"a tensor of shape {self.shape} reaches beyond its {self.storage.numel} numbers"
             )

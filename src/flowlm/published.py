@@ -113,7 +113,9 @@ def convert(
 def _state(content: Any) -> tuple[dict[str, StoredTensor], set[str]]:
     """The network's tensors by their names there, and what else is in the state."""
     state = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(x, StoredTensor) for x in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and isinstance(value, StoredTensor) for name, value in state.items()
+    ):
         raise ValueError("it has no state_dict of tensors: it is no Lightning checkpoint")
     tensors = {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}
     unknown = []
@@ -138,7 +140,9 @@ def _state(content: Any) -> tuple[dict[str, StoredTensor], set[str]]:
 
 def _said(content: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the model as the file has them, as far as they are plain."""
-    said = plain(content.get("hyper_parameters")) or {}
+    said = plain(content.get("hyper_parameters"))
+    if not isinstance(said, dict):
+        return {}
     inner = said.get("config")
     model = inner.get("model") if isinstance(inner, dict) else None
     return said | (model if isinstance(model, dict) else {})
@@ -152,8 +156,11 @@ def _config(
     tokenizer: Tokenizer,
 ) -> DenoiserConfig:
     """What the network is made of: from its tensors, whatever the file says of itself."""
-    vocab, width = tensors["vocab_embed.embedding"].shape
-    head_width = 2 * tensors[_BUFFER].shape[0]
+    shapes = [tensors[name].shape for name in ("vocab_embed.embedding", _BUFFER)]
+    if [len(shape) for shape in shapes] != [2, 1] or 0 in shapes[1]:
+        raise ValueError(f"its embedding and the angles of its positions have shapes {shapes}: it is damaged")
+    (vocab, width), (half,) = shapes
+    head_width = 2 * half
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
     up = tensors.get("blocks.0.mlp.0.weight")
     if up is None or width % head_width:

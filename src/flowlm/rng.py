@@ -1,6 +1,7 @@
 """Randomness keyed by name, so that draws depend on what they are for and not on what was drawn before.
 
-Noise of sample i is the same in any batch, on any number of processes, after any resume, on devices of one type.
+Noise of sample i is the same in any batch, on any number of processes, after any resume, on devices of one model:
+others may deal out the same seed otherwise.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def normal_rows(
     """Standard normal rows, one key each, (len(rows), *shape), float32.
 
     Drawn on the device: a CPU takes longer for them than a GPU for the whole step. A seed means the same on devices of
-    one type, and something else on those of another.
+    one model, and may mean something else on those of another.
     """
     return _rows(torch.randn, rows, shape, torch.float32, device)
 

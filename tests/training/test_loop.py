@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -697,3 +698,21 @@ def test_the_config_that_is_saved_is_resolved(tmp_path: Path) -> None:
     saved = json.loads((tmp_path / "run" / "config.json").read_text())
     assert saved["model"]["vocab_size"] == 17
     assert re.fullmatch(r"flowlm/\d+", saved["format"])
+
+
+def test_one_part_of_a_batch_is_held_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Accumulating is for want of memory: what a part's backward pass needed is gone when the next one is made."""
+    trainer = begin(tmp_path / "run", settings({"train.micro_batch": 2}))
+    made: list[weakref.ref[torch.Tensor]] = []
+    held: list[int] = []
+    losses = trainer._losses
+
+    def watched(*args: Any) -> torch.Tensor:
+        held.append(sum(ref() is not None for ref in made))
+        out = losses(*args)
+        made.append(weakref.ref(out))
+        return out
+
+    monkeypatch.setattr(trainer, "_losses", watched)
+    trainer.optimize()
+    assert held == [0] * 4

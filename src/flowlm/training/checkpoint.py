@@ -148,7 +148,7 @@ class RunDirectory:
             return target
         temporary = self.checkpoints / f".step-{step:08d}.{os.getpid()}.tmp"
         try:
-            self._check_space(model)
+            self._check_space(model, objective or {})
             temporary.mkdir(parents=True)
             write_weights(temporary / "model.safetensors", model)
             write_weights(temporary / "ema.safetensors", ema)
@@ -172,9 +172,10 @@ class RunDirectory:
             shutil.rmtree(temporary, ignore_errors=True)
         return target
 
-    def _check_space(self, model: Mapping[str, Tensor]) -> None:
+    def _check_space(self, model: Mapping[str, Tensor], objective: Mapping[str, Tensor]) -> None:
         # Weights, their average and two moments, four bytes each: better to say so before a file is cut short.
         need = 16 * sum(value.numel() for value in model.values())
+        need += sum(value.nbytes for value in objective.values())
         free = shutil.disk_usage(self.path).free
         if free < need:
             raise OSError(

@@ -500,6 +500,7 @@ class Trainer:
                     loss.backward(retain_graph=not last)
                 total += loss.detach()
                 seen.append(losses.detach().mean(-1))
+                del losses, loss  # with what they hold of this part, before the next one's is made
         norm = self.optimizer.step(step)
         self.family.after_step(self.model)
         self.ema.update(self.model, step + 1)
