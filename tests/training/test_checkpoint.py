@@ -96,6 +96,27 @@ def test_pruning_keeps_the_newest_and_the_chosen(tmp_path: Path) -> None:
     assert run.steps() == [10]
 
 
+def test_a_kill_while_a_checkpoint_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left of it is no checkpoint, and goes with the next resume."""
+    run = RunDirectory(tmp_path / "run")
+    for step in (1, 2):
+        folder = run.checkpoint(step)
+        folder.mkdir(parents=True)
+        for name in ("model.safetensors", "state.json"):
+            (folder / name).write_text("{}")
+
+    def killed(folder: Path, **options: Any) -> None:
+        for path in Path(folder).glob("state.json"):
+            path.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flowlm.training.checkpoint.shutil.rmtree", killed)
+        run.prune(1, None)
+    assert run.steps() == [2]
+    run.sweep()
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000002"]
+
+
 def test_folders_without_their_state_are_no_checkpoints(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     assert run.steps() == []

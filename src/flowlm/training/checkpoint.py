@@ -12,6 +12,7 @@ run/
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import json
 import os
@@ -194,7 +195,12 @@ class RunDirectory:
         """Keep the newest `keep` checkpoints and the chosen one."""
         for step in self.steps()[:-keep]:
             if step != chosen:
-                shutil.rmtree(self.checkpoint(step), ignore_errors=True)
+                # Under a name that `sweep` knows: a kill may come while its files go, and with the first of them it
+                # would be no checkpoint any more that is listed.
+                gone = self.checkpoints / f".step-{step:08d}.gone.tmp"
+                with contextlib.suppress(OSError):
+                    os.replace(self.checkpoint(step), gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     def export(self, step: int, model: Any) -> None:
         """Put a checkpoint's weights at the top of the run, where `FlowLM.from_pretrained` reads them."""
