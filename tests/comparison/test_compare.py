@@ -18,6 +18,7 @@ from flowlm.comparison.recipe import Claim, CompareConfig, load_comparison
 from flowlm.comparison.report import (
     AT_ENTROPY,
     DISTANCES,
+    NGRAM_AT_ENTROPY,
     PLAIN,
     VALID,
     Verdict,
@@ -289,6 +290,10 @@ def test_a_law_and_a_frontier_are_two_qualities() -> None:
         row("B", 1, 0, 0.3) | curve | {AT_ENTROPY: None},
     ]
     assert qualities(rows) == [VALID, *DISTANCES, AT_ENTROPY]
+    # Where another scorer judges, the n-gram model says what it thinks beside it.
+    by_two = [{**rows[0], NGRAM_AT_ENTROPY: 5.0}, *rows[1:]]
+    assert qualities(by_two) == [VALID, *DISTANCES, AT_ENTROPY, NGRAM_AT_ENTROPY]
+    assert pivot(by_two, 1.0, NGRAM_AT_ENTROPY)[0] == {"model": "A", "1": "5.0"}
     assert pivot(rows, 1.0, AT_ENTROPY) == [{"model": "A", "1": "4.0"}, {"model": "B", "1": "not reached"}]
     assert pivot(rows, 1.0, VALID)[0] == {"model": "A", "1": "10.0", "2": "20.0"}
     reached = {(one["model"], one["nfe"]): one.get("reached") for one in summary(rows)}

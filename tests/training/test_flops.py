@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
@@ -43,8 +44,22 @@ def test_muon_multiplies_too() -> None:
     assert of("ar") > of("ar", {"optim.muon_lr": 0.0})
 
 
-def test_teachers_are_counted() -> None:
-    alone = of("flow")
-    student = flops_of_step(from_dict(RunConfig, map_values(flm())))
-    assert student > 1.2 * alone
-    assert flops_of_step(from_dict(RunConfig, map_values(flm(), {"flow_map.diagonal": 1.0}))) < student
+def test_targets_and_teachers_are_counted() -> None:
+    plain = {"optim.muon_lr": 0.0}
+    alone = of("flow", plain)
+
+    def student(over: dict[str, object] | None = None) -> float:
+        return flops_of_step(from_dict(RunConfig, map_values(flm(), plain | (over or {}))))
+
+    assert student() > 1.2 * alone  # its own targets
+    assert student({"flow_map.diagonal": 1.0}) < student()
+    asked = student({"flow_map.diagonal_target": "teacher"})
+    # a teacher's forward pass, a third of a step, for the half of the rows that lie on the diagonal
+    assert asked - student() == pytest.approx(alone / 6, rel=0.2)
+    rollout = {"flow_map.boundary": 0.5, "flow_map.diagonal_target": "teacher"}
+    calls = [
+        student(rollout | {"flow_map.boundary_target": "teacher", "flow_map.rollout_steps": n})
+        for n in (2, 6)
+    ]
+    # four calls more, for a half of the half that is not on the diagonal
+    assert calls[1] - calls[0] == pytest.approx(4 * alone / 12, rel=0.2)

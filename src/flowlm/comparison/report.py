@@ -69,6 +69,9 @@ _CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
 
 
 VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
+NGRAM_AT_ENTROPY = "ngram_perplexity_at_data_entropy"
+#: Where the best of a sampler's curves passes the entropy of the data, under the scorer and under the n-gram model.
+TURNED = (AT_ENTROPY, NGRAM_AT_ENTROPY)
 PARSED, NGRAM, ENTROPY = "parsed", "ngram_perplexity", "entropy"
 SHARES = (VALID, PARSED)
 #: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same.
@@ -77,11 +80,12 @@ DISTANCES = ("slot_tv", "pair_tv")
 
 def qualities(rows: Sequence[Row]) -> list[str]:
     """The keys that models are ranked by: the share of valid passages and the distances of what they say where a law
-    tells; perplexity at the entropy of the data where frontiers were measured; perplexity by itself where there is
-    neither."""
+    tells; perplexity at the entropy of the data where frontiers were measured, under the scorer and beside it under the
+    n-gram model; perplexity by itself where there is neither."""
     lawful = any(row.get(VALID) is not None for row in rows)
-    turned = any(row.get("frontier") for row in rows)
-    found = [VALID, *DISTANCES] * lawful + [AT_ENTROPY] * turned
+    turned = [row for row in rows if row.get("frontier")]
+    by_two = any(row.get(NGRAM_AT_ENTROPY) not in (None, row.get(AT_ENTROPY)) for row in turned)
+    found = [VALID, *DISTANCES] * lawful + [AT_ENTROPY] * bool(turned) + [NGRAM_AT_ENTROPY] * by_two
     return found or [PLAIN]
 
 
@@ -100,7 +104,7 @@ def _value(row: Row, key: str) -> float | None:
 
 def _asked(rows: Sequence[Row], key: str) -> list[Row]:
     """Of the rows those where this was measured, whatever came out."""
-    return [row for row in rows if key != AT_ENTROPY or row.get("frontier")]
+    return [row for row in rows if key not in TURNED or row.get("frontier")]
 
 
 def _groups(rows: Sequence[Row]) -> dict[tuple[float, str, int], list[Row]]:
@@ -153,7 +157,7 @@ def _shown(key: str, values: Sequence[float | None]) -> str:
     """Mean ± deviation over seeds, and how many of them reach it."""
     known = [value for value in values if value is not None]
     if not known:
-        return "not reached" if key == AT_ENTROPY else "not judged"
+        return "not reached" if key in TURNED else "not judged"
     scale, digits = (100, 1) if key in SHARES else (1, 3 if key in (*DISTANCES, ENTROPY) else 1)
     spread = f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
@@ -187,7 +191,7 @@ class Verdict:
     def __str__(self) -> str:
         claim = self.claim
         what = f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
-        why = "does not reach it" if self.key == AT_ENTROPY else "could not be judged"
+        why = "does not reach it" if self.key in TURNED else "could not be judged"
         apart = f", {self.alone} not decided, as {claim.than} {why}" if self.alone else ""
         sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
         one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
@@ -205,6 +209,7 @@ NAMES = {
     "pair_tv": "distance of pairs",
     PLAIN: "perplexity",
     AT_ENTROPY: "perplexity at data entropy",
+    NGRAM_AT_ENTROPY: "n-gram perplexity at data entropy",
     ENTROPY: "entropy within a passage, nats",
 }
 
