@@ -15,13 +15,30 @@ from hypothesis import strategies as st
 from flowlm.denoiser import DenoiserConfig
 from flowlm.evaluation import runs
 from flowlm.evaluation.diversity import unigram_entropy
-from flowlm.evaluation.frontier import best, crossing, settings
+from flowlm.evaluation.frontier import best, passing, settings
 from flowlm.evaluation.metrics import words
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.evaluation.samples import read_samples, write_samples
 from flowlm.families import NAMES, family
 from helpers import command, flm, grammar_flm, said, trained
 from helpers import settings as run_settings
+
+
+def crossing(curve: list[tuple[float, float]], entropy: float) -> float | None:
+    """The perplexity alone."""
+    found = passing(curve, entropy)
+    return None if found is None else found.perplexity
+
+
+def test_other_numbers_are_those_of_the_same_place() -> None:
+    curve = [(3.0, 10.0), (4.0, 40.0), (3.0, 90.0)]
+    found = passing(curve, 3.25)
+    assert found is not None
+    assert found[1:] == (0, 0.25)
+    assert found.between([0.4, 0.8, 7.0]) == pytest.approx(0.5)
+    last = passing(curve[1:], 3.0)
+    assert last is not None
+    assert last.between([0.8, 0.7]) == 0.7
 
 
 def test_settings_are_in_order() -> None:
@@ -71,8 +88,8 @@ def test_a_crossing_lies_between_its_points(curve: list[tuple[float, float]], en
 
 def test_the_best_curve_is_named() -> None:
     curves = {"a": [(3.0, 10.0), (4.0, 40.0)], "b": [(3.5, 15.0)], "c": [(5.0, 1.0)]}
-    assert best(curves, 3.5) == ("b", 15.0)
-    assert best(curves, 3.25) == ("a", pytest.approx(10 * 4**0.25))
+    assert best(curves, 3.5) == ("b", (15.0, 0, 0.0))
+    assert best(curves, 3.25) == ("a", (pytest.approx(10 * 4**0.25), 0, 0.25))
     assert best(curves, 6.0) is None
     assert best({}, 3.0) is None
 
@@ -138,7 +155,17 @@ def test_a_frontier_of_a_run(
         assert frontier["entropy"] == held_out["entropy"]
         points = {k: [(p["entropy"], p["perplexity"]) for p in c] for k, c in frontier["curves"].items()}
         found = best(points, held_out["entropy"])
-        assert (frontier["knob"], own["perplexity_at_data_entropy"]) == (found or (None, None))
+        if found is None:
+            assert (
+                frontier["knob"]
+                is own["perplexity_at_data_entropy"]
+                is own["self_bleu_at_data_entropy"]
+                is None
+            )
+            continue
+        assert (frontier["knob"], own["perplexity_at_data_entropy"]) == (found[0], found[1].perplexity)
+        alike = [point["self_bleu"] for point in frontier["curves"][found[0]]]
+        assert own["self_bleu_at_data_entropy"] == pytest.approx(found[1].between(alike))
         # the row itself is a point of every curve
         for curve in points.values():
             assert any((h, p) == (own["entropy"], pytest.approx(own["perplexity"])) for h, p in curve)

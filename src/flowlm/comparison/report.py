@@ -49,6 +49,7 @@ _MEANS = (
     "perplexity_at_data_entropy",
     "perplexity",
     "ngram_perplexity_at_data_entropy",
+    "self_bleu_at_data_entropy",
     "ngram_perplexity",
     "known",
     "entropy",
@@ -69,9 +70,10 @@ _CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
 
 
 VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
-NGRAM_AT_ENTROPY = "ngram_perplexity_at_data_entropy"
-#: Where the best of a sampler's curves passes the entropy of the data, under the scorer and under the n-gram model.
-TURNED = (AT_ENTROPY, NGRAM_AT_ENTROPY)
+NGRAM_AT_ENTROPY, ALIKE = "ngram_perplexity_at_data_entropy", "self_bleu_at_data_entropy"
+#: Where the best of a sampler's curves passes the entropy of the data, under the scorer and under the n-gram model, and
+#: how much alike its samples are there.
+TURNED = (AT_ENTROPY, NGRAM_AT_ENTROPY, ALIKE)
 PARSED, NGRAM, ENTROPY = "parsed", "ngram_perplexity", "entropy"
 SHARES = (VALID, PARSED)
 #: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same.
@@ -92,9 +94,11 @@ def qualities(rows: Sequence[Row]) -> list[str]:
 def beside(rows: Sequence[Row]) -> list[str]:
     """What ranks nothing and is shown too: of a law, the share of passages that can be read as one of its own, right or
     wrong, which distances are measured of, and perplexity, which says something of the others; and entropy, by which
-    what is too sure of itself is seen, or not sure enough."""
+    what is too sure of itself is seen, or not sure enough. Where frontiers were measured, how much alike samples are at
+    the entropy of the data."""
     lawful = any(row.get(VALID) is not None for row in rows)
-    return [PARSED, NGRAM] * lawful + [ENTROPY]
+    turned = any(row.get("frontier") for row in rows)
+    return [PARSED, NGRAM] * lawful + [ENTROPY] + [ALIKE] * turned
 
 
 def _value(row: Row, key: str) -> float | None:
@@ -158,7 +162,7 @@ def _shown(key: str, values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "not reached" if key in TURNED else "not judged"
-    scale, digits = (100, 1) if key in SHARES else (1, 3 if key in (*DISTANCES, ENTROPY) else 1)
+    scale, digits = (100, 1) if key in SHARES else (1, 3 if key in (*DISTANCES, ENTROPY, ALIKE) else 1)
     spread = f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
     return f"{scale * statistics.fmean(known):.{digits}f}{spread}{part}"
@@ -210,6 +214,7 @@ NAMES = {
     PLAIN: "perplexity",
     AT_ENTROPY: "perplexity at data entropy",
     NGRAM_AT_ENTROPY: "n-gram perplexity at data entropy",
+    ALIKE: "self-BLEU at data entropy",
     ENTROPY: "entropy within a passage, nats",
 }
 

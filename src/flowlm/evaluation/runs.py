@@ -482,10 +482,11 @@ _JUDGED = ("perplexity", "ngram_perplexity")
 
 def _point(path: Path, value: Any, judge: TextJudge, scorer: Scorer | None) -> dict[str, Any]:
     texts = [passage(record.text) for record in read_samples(path)[1]]
-    by_words = judge.scores(texts).perplexity
+    by_words, split = judge.scores(texts).perplexity, [words(text) for text in texts]
     return {
         "value": value,
-        "entropy": unigram_entropy([words(text) for text in texts]),
+        "entropy": unigram_entropy(split),
+        "self_bleu": self_bleu(split) if len(split) > 1 else None,
         "perplexity": by_words if scorer is None else score_texts(scorer, texts).perplexity,
         "ngram_perplexity": by_words,
     }
@@ -499,17 +500,24 @@ def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) ->
         name: best({k: [(p["entropy"], p[name]) for p in c] for k, c in known.items()}, entropy)
         for name in _JUDGED
     }
-    values = {f"{name}_at_data_entropy": None if at is None else at[1] for name, at in found.items()}
-    at = found["perplexity"]
+    values: dict[str, float | None] = {
+        f"{name}_at_data_entropy": None if at is None else at[1].perplexity for name, at in found.items()
+    }
+    at, alike = found["perplexity"], None
+    if at is not None:
+        # How much alike the samples are there, where they are compared, and not at the sampler's own setting.
+        along = [point["self_bleu"] for point in known[at[0]]]
+        alike = None if None in along else at[1].between(along)
     return {
         **values,
+        "self_bleu_at_data_entropy": alike,
         "frontier": {"entropy": entropy, "knob": None if at is None else at[0], "curves": known},
     }
 
 
 def of_the_data(held_out: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the row of held-out text: its perplexities are those at the entropy of the data, by definition."""
-    return {f"{name}_at_data_entropy": held_out[name] for name in _JUDGED}
+    """Of the row of held-out text: its numbers are those at the entropy of the data, by definition."""
+    return {f"{name}_at_data_entropy": held_out[name] for name in (*_JUDGED, "self_bleu")}
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:
