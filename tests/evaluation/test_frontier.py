@@ -155,17 +155,13 @@ def test_a_frontier_of_a_run(
         assert frontier["entropy"] == held_out["entropy"]
         points = {k: [(p["entropy"], p["perplexity"]) for p in c] for k, c in frontier["curves"].items()}
         found = best(points, held_out["entropy"])
+        at_data = [own[f"{name}_at_data_entropy"] for name in ("perplexity", "self_bleu")]
         if found is None:
-            assert (
-                frontier["knob"]
-                is own["perplexity_at_data_entropy"]
-                is own["self_bleu_at_data_entropy"]
-                is None
-            )
-            continue
-        assert (frontier["knob"], own["perplexity_at_data_entropy"]) == (found[0], found[1].perplexity)
-        alike = [point["self_bleu"] for point in frontier["curves"][found[0]]]
-        assert own["self_bleu_at_data_entropy"] == pytest.approx(found[1].between(alike))
+            assert (frontier["knob"], *at_data) == (None, None, None)
+        else:
+            alike = [point["self_bleu"] for point in frontier["curves"][found[0]]]
+            assert frontier["knob"] == found[0]
+            assert at_data == pytest.approx([found[1].perplexity, found[1].between(alike)])
         # the row itself is a point of every curve
         for curve in points.values():
             assert any((h, p) == (own["entropy"], pytest.approx(own["perplexity"])) for h, p in curve)
