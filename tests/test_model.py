@@ -186,17 +186,33 @@ def test_the_tokenizer_of_another_run(copy: Path) -> None:
         FlowLM.from_pretrained(copy)
 
 
-def test_saving_writes_the_config_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that was not finished is known by it."""
+def test_saving_is_of_all_files_or_of_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New weights beside an old configuration would be loaded, and be another model."""
 
     def fail(*args: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    model = FlowLM.from_pretrained(flm())
-    monkeypatch.setattr(model_module, "write_sampling_clock", fail)
-    with pytest.raises(OSError, match="No space left"):
-        model.save_pretrained(tmp_path / "model")
-    assert (tmp_path / "model" / "model.safetensors").exists()
+    model, other = FlowLM.from_pretrained(flm()), FlowLM.from_pretrained(fmlm())
+    model.save_pretrained(tmp_path / "model")
+    before = content(tmp_path / "model")
+    with monkeypatch.context() as patch:
+        patch.setattr(model_module, "write_sampling_clock", fail)
+        for folder in ("model", "new"):
+            with pytest.raises(OSError, match=rf"cannot write .*{folder}: No space left"):
+                other.save_pretrained(tmp_path / folder)
+    assert content(tmp_path / "model") == before
+    assert not (tmp_path / "new").exists()
+    # A kill while the files change places: a folder that is known to be none of either.
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target) == tmp_path / "model" / "tokenizer.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        other.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         FlowLM.from_pretrained(tmp_path / "model")
 

@@ -9,7 +9,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,42 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def together(folder: Path, last: str, gone: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder to write into whose files then replace those of `folder`, all of them or none.
+
+    A kill while they are moved, which takes no room and no time, leaves a folder without the file `last`, by which it
+    is known to be half-written.
+
+    Args:
+        folder: made when missing.
+        last: name of the file that goes first and comes last.
+        gone: names of files that go too where none of that name is written.
+
+    Raises:
+        OSError: it cannot be written, explained; what was there is untouched.
+    """
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
+            staged = Path(name)
+            yield staged
+            for old in (last, *gone):
+                (folder / old).unlink(missing_ok=True)
+            for path in sorted(staged.iterdir(), key=lambda path: path.name == last):
+                os.replace(path, folder / path.name)
+        sync(folder)
+    except OSError as error:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        # In the words of the system: an error of a file in there would name a place that is gone.
+        number = error.errno or 0
+        plain = OSError(number, os.strerror(number) if number else str(error))
+        raise explain(plain, folder) from error
 
 
 def link_or_copy(source: Path, path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowlm import files
 from flowlm.clock import AdaptiveClock, Clock
 from flowlm.config import from_dict, to_dict
+from flowlm.data.pretrained import CONFIG
 from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig, as_it_was
 from flowlm.device import precision, resolve_device, resolve_dtype
@@ -124,7 +125,7 @@ class FlowLM:
         return model
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
-        """Write config.json, model.safetensors, the tokenizer and data.json; each file atomically.
+        """Write config.json, model.safetensors, the tokenizer and data.json: all of them, or what was there stays.
 
         Args:
             folder: made when missing.
@@ -142,17 +143,15 @@ class FlowLM:
             )
         if (folder / "config.json").exists():
             read_model_config(folder)  # another program's is not written over
-        write_weights(folder / "model.safetensors", stored_as(dtype, self.denoiser))
-        # An average of other weights would be loaded in their place.
-        (folder / "ema.safetensors").unlink(missing_ok=True)
-        self.tokenizer.save(folder)
-        write_sampling_clock(folder, self.sampling_clock)
-        if self.data:
-            files.write_json(folder / DATA, self.data)
-        else:
-            (folder / DATA).unlink(missing_ok=True)
-        # The config last: a folder without it is known to be half-written.
-        write_model_config(folder, self.denoiser.config)
+        stored = stored_as(dtype, self.denoiser)
+        # An average of other weights would be loaded in place of these.
+        with files.together(folder, "config.json", ("ema.safetensors", CONFIG, DATA)) as staged:
+            write_weights(staged / "model.safetensors", stored)
+            self.tokenizer.save(staged)
+            write_sampling_clock(staged, self.sampling_clock)
+            if self.data:
+                files.write_json(staged / DATA, self.data)
+            write_model_config(staged, self.denoiser.config)
 
     def push_to_hub(self, name: str, *, dtype: str = "float32", private: bool = False) -> str:
         """Put the model on the Hugging Face hub; `flowlm export RUN --push NAME` puts a card beside it.
