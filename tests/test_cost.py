@@ -372,6 +372,9 @@ def test_a_preset_is_the_published_setting(recipe: str) -> None:
         assert not setting.freeze_embedding
     if kind == "duo":
         assert (config.duo.curriculum, config.duo.temperature) == (0.5, 1e-3)
+        assert config.duo.levels == {"lm1b": (-3.5, -1.75), "owt": (-3.55, -1.85)}[corpus]
+    if kind == "duo-dcd":
+        assert config.duo.levels == (-4.0, -1.0)
     if few:
         assert (config.rounds.rounds, config.rounds.start) == {"sdtt": (7, 1024), "duo-dcd": (5, 512)}[kind]
 

@@ -515,3 +515,42 @@ def test_the_curriculum_reads_soft_tokens_of_the_right_level() -> None:
     whole[0].mean().backward()
     assert net.embedding.grad is not None
     assert net.embedding.grad.any()
+
+
+def test_levels_that_are_drawn_evenly_in_g() -> None:
+    """Each even draw of g stands for the stretch of t that it covers: the loss is the bound's share of the range."""
+    vocab, rows, length = 7, 512, 3
+    clock, low, high = DecodingErrorClock(vocab), -2.5, 1.0
+    g = torch.linspace(-6, 6, 200, dtype=torch.float64, requires_grad=True)
+    (rate,) = torch.autograd.grad(gaussian.kept(g, clock).sum(), g)
+    torch.testing.assert_close(gaussian.slope(g.detach(), clock), rate, rtol=1e-4, atol=1e-6)
+    ends = gaussian.time_of(gaussian.kept(torch.tensor([low, high]).double(), clock), LogLinear())
+    config = DenoiserConfig(
+        vocab_size=vocab, length=length, backbone=dataclasses.replace(PLAIN, width=16, depth=1)
+    )
+    net = TokenNetwork(config, timed=True, extra=0)
+    objective = duo.DuoObjective(duo.DuoConfig(g_low=low, g_high=high), 2, clock)
+    tokens = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+    noise = objective.noise([(0, "noise", 0, i) for i in range(rows)], length, torch.device("cpu"))
+    even = (torch.arange(rows) + 0.5) / rows
+    draws = objective.draw(rows, torch.Generator().manual_seed(1)) | {"t": even}
+    seen: list[Tensor] = []
+    whole = duo.bound
+
+    def one(posterior: Posterior, x: Tensor, tokens: Tensor, t: Tensor, *args: Any) -> Tensor:
+        seen.append(t)
+        return torch.ones_like(whole(posterior, x, tokens, t, *args))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duo, "bound", one)
+        objective.prepare(net, 0)
+        found = objective.losses(net, tokens, noise, draws)
+    assert float(found.mean()) == pytest.approx(float(ends[1] - ends[0]), rel=1e-3)
+    assert float(ends[0]) < float(seen[0].min()) < float(seen[0].max()) < float(ends[1])
+    objective.prepare(net)  # as it will be at the end: all times
+    torch.testing.assert_close(
+        objective.losses(net, tokens, noise, draws),
+        duo.losses(net, tokens, even, noise.transpose(0, 1), vocab, LogLinear()),
+    )
+    with pytest.raises(ValueError, match=r"duo\.g_low = 1\.0 is to lie below duo\.g_high = -1\.0"):
+        duo.DuoConfig(g_low=1.0, g_high=-1.0)

@@ -34,11 +34,15 @@ class DCDObjective(RoundsObjective):
     Args:
         rounds: the teacher and its step.
         clock: of V tokens, on the CPU; it is taken to the teacher's device.
+        levels: g of the least and the most noise; those of `LEVELS` when None.
     """
 
-    def __init__(self, rounds: Rounds, clock: Clock):
+    def __init__(self, rounds: Rounds, clock: Clock, levels: tuple[float, float] | None = None):
         super().__init__(self._of, 0, rounds, seeded=True)
-        self._low, self._high = level_of(torch.tensor(LEVELS), clock).tolist()
+        if levels is None:
+            ends = level_of(torch.tensor(LEVELS), clock)
+            levels = (float(ends[0]), float(ends[1]))
+        self._low, self._high = levels
         self.clock = clock.to(rounds.teacher.embedding.device)
 
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
@@ -76,4 +80,4 @@ class DCD(duo.Duo):
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any
     ) -> Objective:
         rounds = Rounds(run.rounds, self.needed(teacher), averaged, run.train.steps)
-        return DCDObjective(rounds, DecodingErrorClock(network.config.vocab_size))
+        return DCDObjective(rounds, DecodingErrorClock(network.config.vocab_size), run.duo.levels)

@@ -12,8 +12,9 @@ other positions' noisy tokens: its own comes in by the formulas. From t to s < t
 
 The curriculum shows the network, for the first part of training, a soft input: the tokens of the Gaussian state whose
 argmax is the noisy token, softmax((α̃ x_0 + σ̃ ε)/temperature), at the signal-to-noise where the argmax is right with
-the chance that α gives. The paper draws the Gaussian's level evenly in a range chosen for its vocabulary; here t is
-drawn as ever, and the level is the one with its α, for any vocabulary.
+the chance that α gives. The paper draws the Gaussian's level g evenly in a range chosen for its vocabulary, with the
+bound's share of that range as the loss: so with `g_low` and `g_high`. Without, t is drawn as ever, and the level is the
+one with its α, for any vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ from flowlm.categorical import categorical
 from flowlm.clock import Clock, DecodingErrorClock
 from flowlm.device import wide
 from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
-from flowlm.discrete.gaussian import argmax_tokens, level_of, row_noise, soft_tokens
+from flowlm.discrete.gaussian import (
+    argmax_tokens,
+    kept,
+    level_of,
+    row_noise,
+    slope,
+    soft_tokens,
+    time_of,
+)
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear, steps_of
 from flowlm.families import Ask, Objective
@@ -177,8 +186,21 @@ class DuoConfig:
     """Share of the steps, the first ones, in which the network reads soft tokens."""
     temperature: float = 1e-3
     """Of the soft tokens."""
+    g_low: float = 0.0
+    g_high: float = 0.0
+    """Between which log noise-to-signal ratios g of the Gaussian the curriculum draws its levels evenly, or Duo-DCD its
+    pairs of levels; where both are 0, over all that the vocabulary at hand has."""
+
+    @property
+    def levels(self) -> tuple[float, float] | None:
+        """(g_low, g_high); None where they are not given."""
+        return (self.g_low, self.g_high) if self.g_low or self.g_high else None
 
     def __post_init__(self) -> None:
+        if self.levels is not None and not self.g_low < self.g_high:
+            raise ValueError(
+                f"duo.g_low = {self.g_low} is to lie below duo.g_high = {self.g_high}: leave both 0 for all levels"
+            )
         if not 0 <= self.curriculum <= 1:
             raise ValueError(f"duo.curriculum is a share of the steps in [0, 1], got {self.curriculum}")
         if self.temperature <= 0:
@@ -200,7 +222,15 @@ class DuoObjective(DiscreteObjective):
         v, t = net.config.vocab_size, draws["t"]
         if not self.soft:
             return losses(net, tokens, t, noise, v, SCHEDULE)
-        g = level_of(SCHEDULE.alpha(t.double()), self.clock)
+        share = torch.ones_like(t)
+        if self.config.levels is None:
+            g = level_of(SCHEDULE.alpha(t.double()), self.clock)
+        else:
+            low, high = self.config.levels
+            g = low + (high - low) * t.double()
+            t = time_of(kept(g, self.clock), SCHEDULE).to(t.dtype)
+            # dt of the bound's integral for even draws of g.
+            share = (slope(g, self.clock).abs() * (high - low) / (1 - SCHEDULE.eps)).to(t.dtype)
         epsilon = row_noise(draws["seed"], (tokens.shape[1], v), tokens.device)
 
         def soft(row: int) -> Tensor:
@@ -213,7 +243,8 @@ class DuoObjective(DiscreteObjective):
         # Recomputed for the backward pass, ε too: what is kept would be as large as the dense state.
         inputs = [checkpoint(soft, row, use_reentrant=False, preserve_rng_state=False) for row in rows]
         noisy = [argmax_tokens(tokens[i : i + 1], g[i : i + 1], epsilon(i)[None]) for i in rows]
-        return bound(net(torch.cat(inputs), t), torch.cat(noisy), tokens, t, v, SCHEDULE)
+        posterior = net(torch.cat(inputs), t)
+        return share[:, None] * bound(posterior, torch.cat(noisy), tokens, t, v, SCHEDULE)
 
 
 class Duo(Discrete):

@@ -33,6 +33,13 @@ def kept(g: Tensor, clock: Clock) -> Tensor:
     return clock.tau(signal / (signal + noise))
 
 
+def slope(g: Tensor, clock: Clock) -> Tensor:
+    """dα/dg of `kept`, never positive: τ'(t) dt/dg at t = 1/(1 + exp(g/2))."""
+    signal, noise = gaussian(g)
+    t = signal / (signal + noise)
+    return -clock.rate(t) * t * (1 - t) / 2
+
+
 def level_of(alpha: Tensor, clock: Clock) -> Tensor:
     """g with `kept(g)` = alpha, float64."""
     t = clock.time(alpha.double()).clamp(1e-12, 1 - 1e-12)
