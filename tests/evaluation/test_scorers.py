@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flowlm.evaluation import scorers
 from flowlm.evaluation.frechet import frechet_distance
 from flowlm.evaluation.report import markdown
 from flowlm.evaluation.scorers import (
+    BATCH,
     ARScorer,
     HFScorer,
     Scores,
@@ -163,6 +165,40 @@ def test_scores_are_kept_by_content(cache: Path, monkeypatch: pytest.MonkeyPatch
     assert all(json.loads(p.read_text()) for p in (cache / "scores").iterdir() if p.read_text() != "{")
 
 
+def test_an_interrupted_scoring_goes_on(cache: Path) -> None:
+    """An hour of a large model is not lost to a key."""
+
+    class Slow:
+        name = "slow"
+
+        def __init__(self, stop: int):
+            self.stop, self.asked = stop, 0
+
+        def judge(self, texts: Sequence[str]) -> Scores:
+            if self.asked == self.stop:
+                raise KeyboardInterrupt
+            self.asked += 1
+            return Scores(tuple(float(len(t)) for t in texts), (1,) * len(texts), len(texts) % 2)
+
+        def features(self, texts: Sequence[str]) -> Any:
+            raise AssertionError
+
+    texts = ["x" * (1 + 7 * i % 101) for i in range(5 * BATCH - 3)]
+    with pytest.raises(KeyboardInterrupt):
+        score_texts(Slow(3), texts)
+    rest = Slow(9)
+    found = score_texts(rest, texts)
+    assert rest.asked == 2
+    assert found.nats == tuple(float(len(t)) for t in texts)
+    assert found.cut == 1
+    assert len([*(cache / "scores").iterdir()]) == 1
+    (kept,) = (cache / "scores").iterdir()
+    kept.rename(kept.with_suffix(".part.json"))  # cut short, or of another version: all is done anew
+    again = Slow(9)
+    assert score_texts(again, texts) == found
+    assert again.asked == 5
+
+
 def test_scores_that_cannot_be_kept(
     cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,6 +291,23 @@ def test_a_causal_model_of_others(gpt2: Path, tmp_path: Path) -> None:
     assert HFScorer(str(copy), device="cpu").name != scorer.name
     assert "cut at 16 tokens" in scorer.name
     assert HFScorer(str(gpt2), context=8, device="cpu").judge(texts).tokens[3] == 7
+
+
+def test_logits_of_few_texts_are_held_at_once(gpt2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = HFScorer(str(gpt2), device="cpu")
+    whole = scorer.judge(TEXTS)
+    read, rows = scorer._read, []
+
+    def counted(part: torch.Tensor, *args: Any, **options: Any) -> Any:
+        rows.append(len(part))
+        return read(part, *args, **options)
+
+    monkeypatch.setattr(scorer, "_read", counted)
+    monkeypatch.setattr(scorers, "LOGITS", 1)
+    found = scorer.judge(TEXTS)
+    assert rows == [1] * len(TEXTS)
+    assert found.nats == pytest.approx(whole.nats, rel=1e-5)
+    assert (found.tokens, found.cut) == (whole.tokens, whole.cut)
 
 
 def test_what_is_no_scorer(gpt2: Path, tmp_path: Path) -> None:

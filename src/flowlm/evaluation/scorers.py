@@ -6,9 +6,11 @@ of that is in a scorer's name, which stands in every row; rows of different name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,9 @@ __all__ = [
 ]
 
 BATCH = 32
+LOGITS = 2**28
+"""Logits of a Hugging Face model that are held at once: 1 GB of float32."""
+_KEEP_EVERY = 10.0  # seconds between points that an interrupted scoring goes on from
 
 
 @dataclass(frozen=True)
@@ -247,11 +252,18 @@ class HFScorer:
     def judge(self, texts: Sequence[str]) -> Scores:
         rows, counts, cut = self._rows(texts)
         judged = (counts - 1).clamp_min(0)
+        at_once = max(1, LOGITS // (rows.shape[1] * int(self._model.config.vocab_size)))
+        nats = [
+            self._nats(*part)
+            for part in zip(rows.split(at_once), counts.split(at_once), judged.split(at_once))
+        ]
+        return Scores(tuple(torch.cat(nats).tolist()), tuple(judged.tolist()), cut)
+
+    def _nats(self, rows: Tensor, counts: Tensor, judged: Tensor) -> Tensor:
         logits: Tensor = self._read(rows, counts).logits
         losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), rows[:, 1:], reduction="none")
         kept = torch.arange(rows.shape[1] - 1) < judged[:, None]
-        nats = (losses.double().cpu() * kept).sum(1)
-        return Scores(tuple(nats.tolist()), tuple(judged.tolist()), cut)
+        return (losses.double().cpu() * kept).sum(1)
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -324,7 +336,7 @@ def _is_ours(folder: Path) -> bool:
 def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None] | None = None) -> Scores:
     """Scores of any number of texts, in batches of like length, kept in the cache by content.
 
-    A file of scores is named by the scorer and the texts; a damaged one is made anew.
+    A file of scores is named by the scorer and the texts; a damaged one is made anew. What was interrupted goes on.
 
     Raises:
         ValueError: a text that cannot be read, or one whose likelihood is not finite.
@@ -338,21 +350,39 @@ def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]
             "or leave it out"
         ) from None
     path = cache_folder() / "scores" / f"{hashlib.sha256(named).hexdigest()[:32]}.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if len(kept["nats"]) == len(kept["tokens"]) == len(texts):
-            return Scores(tuple(kept["nats"]), tuple(kept["tokens"]), kept["cut"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    nats, tokens, cut, done = [0.0] * len(texts), [0] * len(texts), 0, 0
-    with Progress(len(texts), 0, 0, say or (lambda line: None), label="texts scored", brief=True) as progress:
-        for some in _batches(texts):
-            found = scorer.judge([texts[i] for i in some])
-            for i, value, count in zip(some, found.nats, found.tokens, strict=True):
-                nats[i], tokens[i] = value, count
-            cut += found.cut
-            done += len(some)
-            progress.advance(done)
+    if (kept := _kept(path, len(texts))) is not None:
+        return Scores(tuple(kept["nats"]), tuple(kept["tokens"]), kept["cut"])
+    part = path.with_suffix(".part.json")
+    named_parts = ("nats", "tokens", "cut", "done")
+    begun = _kept(part, len(texts), named_parts) or {
+        "nats": [0.0] * len(texts),
+        "tokens": [0] * len(texts),
+        "cut": 0,
+        "done": 0,
+    }
+    nats, tokens, cut, done = (begun[name] for name in named_parts)
+
+    def keep() -> None:
+        with contextlib.suppress(OSError, ValueError):  # it would only have saved time
+            files.write_json(part, {"nats": nats, "tokens": tokens, "cut": cut, "done": done})
+
+    last = time.monotonic()
+    with Progress(
+        len(texts), done, 0, say or (lambda line: None), label="texts scored", brief=True
+    ) as progress:
+        try:
+            for some in _batches(texts, done):
+                found = scorer.judge([texts[i] for i in some])
+                for i, value, count in zip(some, found.nats, found.tokens, strict=True):
+                    nats[i], tokens[i] = value, count
+                cut, done = cut + found.cut, done + len(some)
+                progress.advance(done)
+                if time.monotonic() - last > _KEEP_EVERY:
+                    keep()
+                    last = time.monotonic()
+        except KeyboardInterrupt:
+            keep()
+            raise
     if (bad := next((i for i, value in enumerate(nats) if not math.isfinite(value)), None)) is not None:
         raise ValueError(
             f"{scorer.name} gives text {bad}, {texts[bad][:40]!r}, a likelihood of {nats[bad]} nats: it cannot "
@@ -360,9 +390,20 @@ def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]
         )
     try:
         files.write_json(path, {"scorer": scorer.name, "nats": nats, "tokens": tokens, "cut": cut})
+        part.unlink(missing_ok=True)
     except OSError as error:
         (say or print)(f"the scores are not kept for another time: {error.strerror}")
     return Scores(tuple(nats), tuple(tokens), cut)
+
+
+def _kept(path: Path, num: int, names: Sequence[str] = ("nats", "tokens", "cut")) -> dict[str, Any] | None:
+    """What a file of scores of `num` texts says; None where there is none, or a damaged one."""
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: kept[name] for name in names}
+        return found if len(found["nats"]) == len(found["tokens"]) == num else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def feature_texts(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
@@ -375,8 +416,8 @@ def feature_texts(scorer: Scorer, texts: Sequence[str]) -> NDArray[np.float64]:
     return np.stack([found[i] for i in range(len(texts))])
 
 
-def _batches(texts: Sequence[str]) -> Iterator[list[int]]:
-    """Numbers of texts, those of like length together."""
+def _batches(texts: Sequence[str], done: int = 0) -> Iterator[list[int]]:
+    """Numbers of texts, those of like length together, but for the first `done` in that order."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for start in range(0, len(order), BATCH):
+    for start in range(done, len(order), BATCH):
         yield order[start : start + BATCH]
