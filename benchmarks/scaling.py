@@ -1,37 +1,44 @@
 """What training on many GPUs should cost, from figures of a single one: `docs/scaling.md` is written from it.
 
     all-reduce of n GPUs: 2 (n-1)/n · bytes / bandwidth
+    shards, whose weights are gathered for the forward and the backward pass and gradients scattered: 3 (n-1)/n · …
 
-No machine is measured here. The constants are assumptions, and wait for measured figures.
+Operations and memory are those that `flowlm info` counts of the presets. No machine is measured here: the constants are
+assumptions, and wait for measured figures.
 
     python benchmarks/scaling.py        writes the tables into docs/scaling.md
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from flowlm.config import RunConfig, load_recipe
+from flowlm.cost import H200, SINGLE, UTILISATION, Cost, cost_of
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
 BEGIN, END = "<!-- scaling:begin -->", "<!-- scaling:end -->"
 
+RECIPES = ("lm1b-flm", "owt-flm")
 GPUS = (8, 64, 512)
 #: Of weights, gradients, AdamW's two moments and the average, float32.
-STATE_BYTES = 4 + 4 + 8 + 4
-#: Kept for the backward pass, of a token in a block, over the width: eighteen activations of bfloat16.
-KEPT = 36
+STATE_BYTES = 5 * SINGLE
 #: What communication may take of the time of computing before it is called a bottleneck.
 TOLERATED = 0.1
+#: Learning rate of Muon where its step is counted: any but 0, with which there is none.
+MUON = 0.02
 
 
 @dataclass(frozen=True)
 class Machine:
     """GPUs in nodes of eight."""
 
-    flops: float = 989e12
+    flops: float = H200
     """Dense bfloat16, of one GPU, a second."""
-    used: float = 0.4
+    used: float = UTILISATION
     """Share of it that training reaches."""
     node: int = 8
     inside: float = 450e9
@@ -51,50 +58,30 @@ class Machine:
         """Of so many operations."""
         return flops / (self.flops * self.used)
 
-    def all_reduce(self, size: float, gpus: int) -> float:
-        """Seconds of a ring all-reduce of so many bytes."""
-        return 2 * (gpus - 1) / gpus * size / self.bandwidth(gpus)
+    def passed(self, times: int, size: float, gpus: int) -> float:
+        """Seconds in which so many bytes go round a ring so many times."""
+        return times * (gpus - 1) / gpus * size / self.bandwidth(gpus)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A network of the published size."""
+@functools.cache
+def _config(recipe: str, rows: int) -> RunConfig:
+    """What one GPU does with so many passages a step."""
+    config = load_recipe(recipe)
+    train = replace(config.train, batch=rows, micro_batch=min(config.train.micro_batch, rows))
+    return replace(config, train=train)
 
-    vocab_size: int
-    length: int
-    parameters: float
-    width: int = 768
-    depth: int = 12
-    told_apart: int = 512
 
-    @property
-    def block(self) -> float:
-        """Weights of the matrices of one block: attention 4 d², MLP 8 d²."""
-        return 12 * self.width**2
+@functools.cache
+def _cost(recipe: str, rows: int) -> Cost:
+    return cost_of(_config(recipe, rows))
 
-    @property
-    def flops_per_token(self) -> float:
-        """Of one training step of an FLM: three times forward; the head once more, made again for the backward pass."""
-        d = self.width
-        attention = 4 * self.length * d * self.depth
-        inner = 2 * (self.block * self.depth + d * d + 2 * (self.told_apart + 1) * d) + attention
-        return 3 * inner + 4 * 2 * d * self.vocab_size
 
-    @property
-    def muon_flops(self) -> float:
-        """Of one step of Muon: five iterations of A = XXᵀ, A², AX for each matrix; every process takes all of them."""
-        d = self.width
-        shapes = ((d, 3 * d), (d, d), (d, 4 * d), (d, 4 * d))
-        return self.depth * sum(5 * (4 * m * m * n + 2 * m**3) for m, n in shapes)
-
-    @property
-    def gradient_bytes(self) -> float:
-        """What an all-reduce moves, float32."""
-        return 4 * self.parameters
-
-    @property
-    def activation_bytes_per_token(self) -> float:
-        return KEPT * self.width * self.depth
+@functools.cache
+def muon_flops(recipe: str) -> float:
+    """Of one step of Muon for all matrices inside the blocks, which every process takes."""
+    config = _config(recipe, 1)
+    with_it = replace(config, optim=replace(config.optim, muon_lr=MUON))
+    return cost_of(with_it).step_flops - _cost(recipe, 1).step_flops
 
 
 @dataclass(frozen=True)
@@ -102,46 +89,58 @@ class Step:
     """One optimizer step of so many passages on so many GPUs.
 
     Args:
-        model, machine: what is trained on what.
+        recipe, machine: what is trained on what.
         gpus: n.
-        batch: passages over all of them, at least one for each.
+        batch: passages over all of them, a multiple of their number; as the recipe says when 0.
     """
 
-    model: Model
+    recipe: str
     gpus: int
-    batch: int
+    batch: int = 0
     machine: Machine = Machine()
 
     @property
-    def rows(self) -> float:
+    def rows(self) -> int:
         """Passages of one GPU."""
-        return self.batch / self.gpus
+        return (self.batch or load_recipe(self.recipe).train.batch) // self.gpus
+
+    @property
+    def micro_batch(self) -> int:
+        """Passages of a forward pass of one GPU."""
+        return _config(self.recipe, self.rows).train.micro_batch
+
+    @property
+    def cost(self) -> Cost:
+        """What one GPU computes and holds."""
+        return _cost(self.recipe, self.rows)
 
     @property
     def computing(self) -> float:
         """Seconds of forward and backward."""
-        return self.machine.seconds(self.rows * self.model.length * self.model.flops_per_token)
-
-    @property
-    def muon(self) -> float:
-        """Seconds of Muon, the same on any number of GPUs."""
-        return self.machine.seconds(self.model.muon_flops)
+        return self.machine.seconds(self.cost.step_flops)
 
     @property
     def communicating(self) -> float:
-        """Seconds of DDP's all-reduce."""
-        return self.machine.all_reduce(self.model.gradient_bytes, self.gpus)
+        """Seconds of DDP's all-reduce of float32 gradients."""
+        return self.machine.passed(2, SINGLE * self.cost.parameters, self.gpus)
+
+    @property
+    def gathering(self) -> float:
+        """Seconds of FSDP2's gathers and scatters, once for each forward pass."""
+        calls = math.ceil(self.rows / self.micro_batch)
+        return calls * self.machine.passed(3, SINGLE * self.cost.parameters, self.gpus)
 
     @property
     def drawing(self) -> float:
         """Seconds of drawing the noise, d float32 normals a token, a kernel for each passage."""
-        each = 4 * self.model.length * self.model.width / self.machine.written
+        model = load_recipe(self.recipe).model
+        each = SINGLE * model.length * model.backbone.width / self.machine.written
         return self.rows * (each + self.machine.launch)
 
     @property
     def seconds(self) -> float:
-        """Of the step: nothing is hidden behind anything."""
-        return self.drawing + self.computing + self.muon + self.communicating
+        """Of the step by DDP: nothing is hidden behind anything."""
+        return self.drawing + self.computing + self.communicating
 
     @property
     def efficiency(self) -> float:
@@ -149,70 +148,76 @@ class Step:
         return self.computing / self.seconds
 
     @property
-    def bottleneck(self) -> str:
-        """What takes longest beside computing."""
-        parts = {"noise": self.drawing, "Muon": self.muon, "all-reduce": self.communicating}
-        return max(parts, key=lambda name: parts[name])
-
-    @property
     def least_batch(self) -> int:
         """Passages at which the all-reduce takes no more than `TOLERATED` of computing."""
-        each = self.machine.seconds(self.model.length * self.model.flops_per_token)
-        return self.gpus * math.ceil(self.communicating / TOLERATED / each)
+        rows = 1
+        while self.machine.seconds(_cost(self.recipe, rows).step_flops) * TOLERATED < self.communicating:
+            rows *= 2
+        low, high = rows // 2, rows
+        while high - low > 1:
+            middle = (low + high) // 2
+            enough = self.machine.seconds(_cost(self.recipe, middle).step_flops) * TOLERATED
+            low, high = (low, middle) if enough >= self.communicating else (middle, high)
+        return self.gpus * high
 
-    def memory(self, shard: bool, micro_batch: int) -> float:
-        """Bytes of one GPU: state, and activations of a micro-batch.
+    def memory(self, shard: bool = False) -> float:
+        """Bytes of one GPU.
 
         Args:
             shard: by FSDP2, of an FLM: what lies outside the blocks is whole during a step, with its gradients, and two
                 blocks are at a time.
-            micro_batch: passages of a forward pass.
         """
-        blocks = self.model.block * self.model.depth
-        state = STATE_BYTES * self.model.parameters
-        if shard:
-            state = state / self.gpus + 8 * (self.model.parameters - blocks) + 8 * 2 * self.model.block
-        return state + micro_batch * self.model.length * self.model.activation_bytes_per_token
-
-
-#: Of lm1b-flm and owt-flm.
-MODELS = (Model(30_522, 128, 139_292_986), Model(50_258, 1024, 169_627_218))
-BATCH = 512
+        cost = self.cost
+        if not shard:
+            return cost.memory.total
+        block = cost.backbone / load_recipe(self.recipe).model.backbone.depth
+        outside = cost.parameters - cost.backbone
+        state = STATE_BYTES * cost.parameters / self.gpus + 2 * SINGLE * (outside + 2 * block)
+        return state + cost.memory.activations
 
 
 def tables() -> str:
     """The tables of docs/scaling.md."""
     parts = []
-    for model in MODELS:
-        speed = Machine().flops * Machine().used / model.flops_per_token
+    for recipe in RECIPES:
+        one, model = Step(recipe, 8), load_recipe(recipe).model
+        each = one.cost.step_flops / (one.rows * model.length)
+        machine = one.machine
+        speed, muon = machine.flops * machine.used / each, machine.seconds(muon_flops(recipe))
         parts.append(
-            f"**V = {model.vocab_size:,}, L = {model.length:,}**: {model.flops_per_token / 1e9:.2f} GFLOP a token, "
-            f"{speed:,.0f} tokens a second of one GPU while it computes.\n"
+            f"**`{recipe}`** (V = {model.vocab_size:,}, L = {model.length:,}, {one.cost.parameters / 1e6:.0f} million "
+            f"parameters): {each / 1e9:.2f} GFLOP a token, {speed:,.0f} tokens a second of one GPU while it computes. "
+            f"Muon, where it is used, adds {1e3 * muon:.1f} ms a step on every GPU.\n"
         )
         head = (
             "GPUs",
             "passages of each",
+            "at once",
             "noise",
             "computing",
-            "Muon",
             "all-reduce",
             "step",
             "computing, share",
         )
-        head += ("beside computing most is", "batch for 10 % all-reduce", "memory, DDP", "memory, FSDP2")
+        head += (
+            "batch for 10 % all-reduce",
+            "gathers and scatters of shards",
+            "memory, DDP",
+            "memory, FSDP2",
+        )
         lines = ["| " + " | ".join(head) + " |", "|" + " --: |" * len(head)]
         for gpus in GPUS:
-            step = Step(model, gpus, BATCH)
-            micro = min(8, int(step.rows))
+            step = Step(recipe, gpus)
             cells = (
                 f"{gpus}",
-                f"{step.rows:.0f}",
-                *(f"{1e3 * t:.1f} ms" for t in (step.drawing, step.computing, step.muon, step.communicating)),
+                f"{step.rows}",
+                f"{step.micro_batch}",
+                *(f"{1e3 * t:.1f} ms" for t in (step.drawing, step.computing, step.communicating)),
                 f"{1e3 * step.seconds:.1f} ms",
                 f"{100 * step.efficiency:.0f} %",
-                step.bottleneck,
                 f"{step.least_batch:,}",
-                *(f"{step.memory(shard, micro) / 1e9:.1f} GB" for shard in (False, True)),
+                f"{1e3 * step.gathering:.1f} ms",
+                *(f"{step.memory(shard) / 1e9:.1f} GB" for shard in (False, True)),
             )
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")
