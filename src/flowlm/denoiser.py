@@ -288,5 +288,7 @@ class Denoiser(nn.Module):
 
 
 def _batched(t: Tensor | float, y: Tensor) -> Tensor:
-    t = torch.as_tensor(t, dtype=torch.float32 if not isinstance(t, Tensor) else t.dtype, device=y.device)
+    if not isinstance(t, Tensor):
+        t = torch.full((), t, dtype=torch.float32, device=y.device)  # no copy from the host, which would wait
+    t = t.to(y.device)
     return t.expand(y.shape[0]) if t.dim() == 0 else t

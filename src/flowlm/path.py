@@ -17,7 +17,8 @@ from flowlm.device import wide
 
 def times_like(t: Tensor | float, y: Tensor) -> Tensor:
     """Times (scalar, (B,) or (B, L)) shaped to multiply a state (B, L, d), in at least float32."""
-    t = torch.as_tensor(t, device=y.device)
+    # A number is filled in there: to copy it from the host would wait for the device.
+    t = t.to(y.device) if isinstance(t, Tensor) else torch.full((), t, device=y.device)
     if not t.is_floating_point():
         t = t.to(y.dtype)
     return t.reshape(t.shape + (1,) * (y.dim() - t.dim())) if t.dim() else t
