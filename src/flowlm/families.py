@@ -133,6 +133,8 @@ class Family:
     """Options that trade entropy for perplexity, with the values at which a frontier is measured, one at a time."""
     held_out_ranks: ClassVar[bool] = True
     """Whether held-out losses of two checkpoints can be compared: not those taken to a moving target."""
+    likelihood: ClassVar[str] = ""
+    """What the held-out loss, summed over a passage, is of -log p of it: "exact", a "bound", or neither."""
 
     def fill(self, run: RunConfig) -> dict[str, Any]:
         """Fields of the model that the objective decides."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
+from flowlm.discrete import ar
 from flowlm.evaluation.runs import evaluate_run, held_out_curve, write_report
-from helpers import flm
+from flowlm.model import FlowLM
+from flowlm.trained_on import corpus_of
+from helpers import flm, settings, trained
 
 
 def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
@@ -46,3 +52,29 @@ def test_samples_of_one_setting_never_replace_anothers(tmp_path: Path) -> None:
     names = sorted(path.name for path in (run / "samples").glob("nfe-*.jsonl"))
     assert names == ["nfe-0002-seed-0-gamma-0.5.jsonl", "nfe-0002-seed-0.jsonl"]
     assert (plain[0]["sampler"]["gamma"], noisy[0]["sampler"]["gamma"]) == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("objective", ["ar", "mdlm", "flow"])
+def test_likelihoods_are_said(objective: str, tmp_path: Path) -> None:
+    """That of AR is exact: its own losses of held-out passages say the same. Of MDLM it is a bound; a flow has none."""
+    run = trained(tmp_path / "run", settings({"objective": objective, "train.eval_every": 4}))
+    told: list[str] = []
+    rows = evaluate_run(run, [2], 8, device="cpu", dtype="float32", say=told.append)
+    lines = [line for line in told if "a held-out passage has" in line]
+    if objective == "flow":
+        assert lines == []
+        assert "passage_nats" not in rows[0]
+        return
+    nats = rows[0]["passage_nats"]
+    assert lines == [
+        f"a held-out passage has {'at most ' * (objective == 'mdlm')}{nats:.2f} nats under the model, its end and "
+        "filling included"
+    ]
+    if objective == "ar":
+        model = FlowLM.from_pretrained(run, device="cpu")
+        held_out = torch.from_numpy(np.asarray(corpus_of(run, model).held_out)).long()
+        with torch.no_grad():
+            own = ar.losses(model.denoiser.eval(), held_out).sum(1).mean()
+        assert nats == pytest.approx(float(own), rel=1e-4)
+    else:
+        assert 0 < nats < 12 * math.log(200)

@@ -61,6 +61,7 @@ _MEANS = (
     "slot_tv",
     "pair_tv",
     "pair_coverage",
+    "passage_nats",
     "frechet",
     "latency",
     "tokens_per_second",

@@ -100,6 +100,7 @@ class AR(Discrete):
     name = network_name = "ar"
     label, about = "AR", "one token after another"
     writes = "It writes one token after another, a network call for each."
+    likelihood = "exact"
     causal = True
     options: ClassVar[Mapping[str, Any]] = {
         "temperature": 1.0,

@@ -70,7 +70,7 @@ class DCD(duo.Duo):
     """The family of few-step uniform diffusion."""
 
     name, label, about = "duo-dcd", "Duo-DCD", "diffusion with uniform states, distilled"
-    taught, held_out_ranks = True, False
+    taught, held_out_ranks, likelihood = True, False, ""
 
     def check(self, run: RunConfig) -> None:
         super().check(run)

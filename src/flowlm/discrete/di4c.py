@@ -348,7 +348,7 @@ class Di4CObjective(DiscreteObjective):
 class Mixed(Discrete):
     """What a mixture changes of the family of its teacher."""
 
-    taught, held_out_ranks = True, False
+    taught, held_out_ranks, likelihood = True, False, ""
     teachers: ClassVar[str]
     """The network of those it can learn from."""
 

@@ -253,6 +253,7 @@ class Duo(Discrete):
     name = network_name = "duo"
     label, about = "Duo", "diffusion with uniform states"
     writes = "It writes by changing random tokens, step by step."
+    likelihood = "bound"
     timed = True
     extra = 0
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}

@@ -119,6 +119,7 @@ class MDLM(Discrete):
     name = network_name = "mdlm"
     label, about = "MDLM", "masked diffusion"
     writes = "It writes by opening masks, many of them in a step."
+    likelihood = "bound"
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
     sweep = SWEEP
     repeatable: ClassVar[bool] = True

@@ -91,7 +91,7 @@ class SDTT(mdlm.MDLM):
     """The family of few-step masked diffusion."""
 
     name, label, about = "sdtt", "SDTT", "masked diffusion, distilled"
-    taught, held_out_ranks = True, False
+    taught, held_out_ranks, likelihood = True, False, ""
 
     def check(self, run: RunConfig) -> None:
         super().check(run)

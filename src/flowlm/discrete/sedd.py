@@ -127,6 +127,7 @@ class SEDD(Discrete):
     name = network_name = "sedd"
     label, about = "SEDD", "masked diffusion by scores"
     writes = "It writes by opening masks, many of them in a step."
+    likelihood = "bound"
     timed = True
     options: ClassVar[Mapping[str, Any]] = {"temperature": 1.0, "last": "categorical"}
     sweep = SWEEP

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from flowlm import files
-from flowlm.config import read_toml
+from flowlm.config import read_run_config, read_toml
 from flowlm.data.corpora import DataConfig, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.denoiser import DenoiserConfig
@@ -36,10 +36,10 @@ from flowlm.evaluation.samples import (
     write_samples,
 )
 from flowlm.evaluation.scorers import Scorer, distance, feature_texts, score_texts, scored
-from flowlm.families import Family
+from flowlm.families import Family, family
 from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Part, Progress
-from flowlm.provenance import cost_of, made
+from flowlm.provenance import cost_of, describe_run, made
 from flowlm.trained_on import corpus_of
 from flowlm.training.checkpoint import read_metrics
 
@@ -384,6 +384,15 @@ def evaluate_run(
     for k in steps:
         path = _sample_path(folder, k, seed, options)
         rows.append(_score(path, *read_samples(path), None, judge, scorer, reference, say))
+    if (nats := passage_nats(run)) is not None:
+        for row in rows:
+            row["passage_nats"] = nats
+        if say is not None:
+            most = "at most " * (model.family.likelihood == "bound")
+            law = f"; the law's entropy is {Grammar().entropy:.2f}" * lawful
+            say(
+                f"a held-out passage has {most}{nats:.2f} nats under the model, its end and filling included{law}"
+            )
     for k, row in zip(steps, rows, strict=True):
         if k in turned and judge is not None:
             points = {
@@ -518,6 +527,18 @@ def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) ->
 def of_the_data(held_out: Mapping[str, Any]) -> dict[str, Any]:
     """Of the row of held-out text: its numbers are those at the entropy of the data, by definition."""
     return {f"{name}_at_data_entropy": held_out[name] for name in (*_JUDGED, "self_bleu")}
+
+
+def passage_nats(run: Path) -> float | None:
+    """-log p of a held-out passage, the mean, or a bound of it, as `Family.likelihood` says: from the losses of the
+    run; None where its family has neither, or it says none."""
+    try:
+        said = describe_run(run)
+    except ValueError:
+        return None  # of an exported model
+    if said["held_out"] is None or not family(said["objective"]).likelihood:
+        return None
+    return float(said["held_out"] * read_run_config(run).model.length)
 
 
 def held_out_curve(run: Path) -> list[tuple[int, float]]:
