@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from torch import Tensor
 from flowlm.categorical import categorical
 from flowlm.clock import DecodingErrorClock
 from flowlm.denoiser import DenoiserConfig
-from flowlm.discrete import ar, duo, gaussian, mdlm, sdtt, sedd
+from flowlm.discrete import ar, consistency, duo, gaussian, mdlm, sdtt, sedd
 from flowlm.discrete.distil import divergence
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
@@ -554,3 +555,46 @@ def test_levels_that_are_drawn_evenly_in_g() -> None:
     )
     with pytest.raises(ValueError, match=r"duo\.g_low = 1\.0 is to lie below duo\.g_high = -1\.0"):
         duo.DuoConfig(g_low=1.0, g_high=-1.0)
+
+
+def test_two_levels_of_one_noise() -> None:
+    """Duo-DCD's pairs: the student at the noisier level, the teacher a width nearer to the data, both of one ε, so that
+    what is right at the first is right at the other too; and the loss is KL(student ‖ teacher)."""
+    vocab, rows, length, width = 7, 200, 6, 0.25
+    clock = DecodingErrorClock(vocab)
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def recorder(name: str, seed: int) -> Any:
+        logits = torch.randn(rows, length, vocab, generator=torch.Generator().manual_seed(seed))
+
+        def call(x: Tensor, t: Tensor) -> Posterior:
+            seen[name] = (x, t)
+            return Posterior(logits, lambda hidden: hidden, torch.eye(vocab))
+
+        call.embedding, call.logits = torch.eye(vocab), logits  # type: ignore[attr-defined]
+        call.config = SimpleNamespace(vocab_size=vocab)  # type: ignore[attr-defined]
+        return call
+
+    student, teacher = recorder("student", 1), recorder("teacher", 2)
+    low, high = -3.0, 1.5
+    rounds: Any = SimpleNamespace(teacher=teacher, width=width)
+    objective = consistency.DCDObjective(rounds, clock, (low, high))
+    tokens = torch.randint(vocab, (rows, length), generator=torch.Generator().manual_seed(0))
+    draws = objective.draw(rows, torch.Generator().manual_seed(3))
+    noise = objective.noise([(0, "noise", 0, i) for i in range(rows)], length, torch.device("cpu"))
+    found = objective.losses(student, tokens, noise, draws)
+    u = draws["t"].double()
+    for name, at in (("student", u), ("teacher", (u - width).clamp_min(0))):
+        want = gaussian.time_of(gaussian.kept(low + (high - low) * at, clock), LogLinear())
+        torch.testing.assert_close(seen[name][1].double(), want, rtol=1e-6, atol=1e-6)
+    (noisy, t), (cleaner, s) = seen["student"], seen["teacher"]
+    assert bool((t >= s).all())
+    right, also = noisy == tokens, cleaner == tokens
+    assert not bool((right & ~also).any())
+    assert also.float().mean() > right.float().mean() + 0.05
+    for x, times in seen.values():  # each kept with the chance that its time says
+        alpha = LogLinear().alpha(times.double())
+        chance = float((alpha + (1 - alpha) / vocab).mean())
+        assert float((x == tokens).double().mean()) == pytest.approx(chance, abs=0.04)
+    p, q = (one.logits.double().log_softmax(-1) for one in (student, teacher))
+    torch.testing.assert_close(found.double(), (p.exp() * (p - q)).sum(-1), rtol=1e-4, atol=1e-5)
