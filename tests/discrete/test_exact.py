@@ -173,11 +173,11 @@ def test_the_masked_loss_is_least_at_the_exact_posterior(family: Any) -> None:
         assert loss(start + 0.3 * noise) > value + 1e-3
 
 
-@pytest.mark.parametrize("steps", [1, 60])
+@pytest.mark.parametrize(("steps", "n"), [(1, 60_000), (1_000, 20_000)])
 @pytest.mark.parametrize("name", ["MDLM", "SEDD"])
-def test_masked_samplers(name: str, steps: int) -> None:
+def test_masked_samplers(name: str, steps: int, n: int) -> None:
     """One step writes the product of the marginals, exactly; many steps the law, but for positions opened together."""
-    n, schedule = 60_000, LogLinear()
+    schedule = LogLinear()
     exact = network(lambda x, t: masked_posterior(x))
     if name == "MDLM":
         tokens, calls = mdlm.sample(
@@ -193,7 +193,7 @@ def test_masked_samplers(name: str, steps: int) -> None:
         assert abs(chi_squared(tokens, FACTORISED)) < 4
         assert chi_squared(tokens, LANGUAGE.probs) > 50
     else:
-        assert LANGUAGE.total_variation(tokens) < 0.02
+        assert abs(chi_squared(tokens, LANGUAGE.probs)) < 4
 
 
 def test_temperature_of_the_masked_samplers() -> None:
@@ -353,9 +353,9 @@ def test_a_uniform_step_draws_from_its_posterior(s: float, t: float, temperature
         assert torch.equal(greedy[0], q.argmax(-1))
 
 
-@pytest.mark.parametrize("steps", [1, 100])
-def test_uniform_sampler(steps: int) -> None:
-    n, schedule = 60_000, LogLinear()
+@pytest.mark.parametrize(("steps", "n"), [(1, 60_000), (1_000, 20_000)])
+def test_uniform_sampler(steps: int, n: int) -> None:
+    schedule = LogLinear()
     exact = network(lambda x, t: uniform_posterior(x, t, schedule))
     tokens = duo.sample(
         exact,
@@ -367,7 +367,7 @@ def test_uniform_sampler(steps: int) -> None:
         schedule,
     )
     if steps > 1:
-        assert LANGUAGE.total_variation(tokens) < 0.02
+        assert abs(chi_squared(tokens, LANGUAGE.probs)) < 4
         return
     # From t = 1 all that is known is a thousandth of the first tokens.
     law = one_step_law(schedule)
