@@ -187,9 +187,10 @@ class DuoConfig:
     temperature: float = 1e-3
     """Of the soft tokens."""
     g_low: float = 0.0
+    """Least log noise-to-signal ratio g of the Gaussian whose levels the curriculum, or Duo-DCD for its pairs, draws
+    evenly; with g_high = 0 too, levels are those of the vocabulary at hand."""
     g_high: float = 0.0
-    """Between which log noise-to-signal ratios g of the Gaussian the curriculum draws its levels evenly, or Duo-DCD its
-    pairs of levels; where both are 0, over all that the vocabulary at hand has."""
+    """Largest such ratio."""
 
     @property
     def levels(self) -> tuple[float, float] | None:
