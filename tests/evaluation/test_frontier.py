@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from flowlm.denoiser import DenoiserConfig
 from flowlm.evaluation import runs
 from flowlm.evaluation.diversity import unigram_entropy
-from flowlm.evaluation.frontier import best, passing, settings
+from flowlm.evaluation.frontier import Texts, best, passing, passing_interval, settings
 from flowlm.evaluation.metrics import words
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.evaluation.samples import read_samples, write_samples
@@ -94,6 +96,41 @@ def test_the_best_curve_is_named() -> None:
     assert best({}, 3.0) is None
 
 
+def drawn(source: np.random.Generator, nats: float, entropy: float, count: int) -> Texts:
+    """Texts of 10 tokens."""
+    each = source.gamma(4.0, 10 * nats / 4.0, count)
+    return Texts(each.tolist(), [10] * count, source.normal(entropy, 0.2, count).tolist())
+
+
+def test_an_interval_holds_the_truth_as_often_as_it_says() -> None:
+    source = np.random.Generator(np.random.Philox(3))
+    truth = math.exp(1.25)
+    found = [
+        passing_interval([drawn(source, 1.0, 3.0, 150), drawn(source, 2.0, 4.0, 150)], 3.25)
+        for _ in range(60)
+    ]
+    assert 53 <= sum(own is not None and own[0] <= truth <= own[1] for own in found) <= 60
+    widths = [math.log(own[1] / own[0]) for own in found if own is not None]
+    # three quarters of the one and a quarter of the other, means of 150 of half their size, and where the entropy is
+    assert statistics.fmean(widths) == pytest.approx(3.92 * 0.039, rel=0.1)
+
+
+def test_an_interval_needs_a_curve_that_reaches() -> None:
+    source = np.random.Generator(np.random.Philox(3))
+    low, high = drawn(source, 1.0, 3.0, 100), drawn(source, 2.0, 4.0, 100)
+    assert passing_interval([low, high], 4.5) is None
+    assert passing_interval([low, high], 4.01) is None  # half of the draws end before
+    assert passing_interval([low], 3.0) is None
+    assert passing_interval([], 3.0) is None
+    assert passing_interval([Texts([1.0], [2], [3.0])] * 2, 3.0) is None
+    one = Texts([2.0] * 9, [2] * 9, [3.0] * 9)
+    assert passing_interval([one], 3.0) == pytest.approx([math.e, math.e])
+    with pytest.raises(ValueError, match=r"points of \[9, 100\] texts"):
+        passing_interval([low, one], 3.5)
+    silent = Texts([0.0] * 100, [0] * 100, [3.0] * 100)  # too short to judge: no point
+    assert passing_interval([silent, silent], 3.0) is None
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_family_sweeps_are_options_of_its_sampler(name: str) -> None:
     own = family(name)
@@ -162,6 +199,8 @@ def test_a_frontier_of_a_run(
             alike = [point["self_bleu"] for point in frontier["curves"][found[0]]]
             assert frontier["knob"] == found[0]
             assert at_data == pytest.approx([found[1].perplexity, found[1].between(alike)])
+            within = own["intervals"]["perplexity_at_data_entropy"]
+            assert within is None or within[0] < found[1].perplexity < within[1]
         # the row itself is a point of every curve
         for curve in points.values():
             assert any((h, p) == (own["entropy"], pytest.approx(own["perplexity"])) for h, p in curve)

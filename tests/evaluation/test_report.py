@@ -219,7 +219,9 @@ def test_rows_are_ranked_where_there_is_a_frontier() -> None:
     def swept(model: str, value: float | None) -> dict[str, Any]:
         knob = None if value is None else "prior_scale"
         frontier = {"entropy": 3.6, "knob": knob, "curves": {}}
-        return row(model, 1, 0.5, perplexity=50.0, perplexity_at_data_entropy=value, frontier=frontier)
+        within = {} if value is None else {"perplexity_at_data_entropy": [value - 2, value + 3]}
+        swept_to = {"perplexity_at_data_entropy": value, "frontier": frontier, "intervals": within}
+        return row(model, 1, 0.5, perplexity=50.0, **swept_to)
 
     rows = [
         swept("never", None),
@@ -231,8 +233,8 @@ def test_rows_are_ranked_where_there_is_a_frontier() -> None:
     head, _, *lines = (line.strip("| ").split(" | ") for line in text.splitlines()[:6])
     at = head.index("perplexity at data entropy")
     assert [(line[0], line[at]) for line in lines] == [
-        ("better", "30.0 (prior\\_scale)"),
-        ("worse", "40.0 (prior\\_scale)"),
+        ("better", "30.0 (28.0–33.0, prior\\_scale)"),
+        ("worse", "40.0 (38.0–43.0, prior\\_scale)"),
         ("never", "not reached"),
         ("held-out", "–"),
     ]

@@ -10,13 +10,30 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flowlm.rng import key
 
-__all__ = ["RESAMPLES", "mean_interval", "ratio_interval", "share_interval"]
+__all__ = ["RESAMPLES", "mean_interval", "ratio_interval", "resampled", "share_interval"]
 
 RESAMPLES = 1000
 _CHUNK = 2**22  # indices drawn at once
+
+
+def resampled(values: Sequence[Sequence[float] | NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Sums (RESAMPLES, k) of k numbers of each of n texts over n texts drawn with replacement, by a fixed seed.
+
+    They are the same texts for all k, and for whatever else is as many.
+    """
+    of = np.asarray(values, np.float64)
+    count = of.shape[1]
+    source = np.random.Generator(np.random.Philox(key("bootstrap", count)))
+    rows = max(1, _CHUNK // count)
+    sums = []
+    for start in range(0, RESAMPLES, rows):
+        drawn = source.integers(count, size=(min(rows, RESAMPLES - start), count))
+        sums.append(np.stack([own[drawn].sum(1) for own in of], axis=1))
+    return np.concatenate(sums)
 
 
 def ratio_interval(
@@ -24,8 +41,7 @@ def ratio_interval(
 ) -> list[float] | None:
     """95 % percentile-bootstrap interval [low, high] of through(sum parts / sum wholes), pairs drawn together.
 
-    `RESAMPLES` times n pairs are drawn with replacement, by a fixed seed: the same numbers have the same interval.
-    Draws whose wholes sum to 0 have no ratio and are left out.
+    The same numbers have the same interval. Draws whose wholes sum to 0 have no ratio and are left out.
 
     Args:
         parts, wholes: one of each a text (n,): nats and tokens, say.
@@ -42,13 +58,7 @@ def ratio_interval(
         raise ValueError(f"{a.size} parts and {b.size} wholes: give one of each a text")
     if a.size < 2 or not b.any():
         return None
-    source = np.random.Generator(np.random.Philox(key("bootstrap", a.size)))
-    rows = max(1, _CHUNK // a.size)
-    sums = []
-    for start in range(0, RESAMPLES, rows):
-        drawn = source.integers(a.size, size=(min(rows, RESAMPLES - start), a.size))
-        sums.append((a[drawn].sum(1), b[drawn].sum(1)))
-    tops, bottoms = (np.concatenate(part) for part in zip(*sums, strict=True))
+    tops, bottoms = resampled([a, b]).T
     kept = bottoms != 0
     low, high = np.percentile(tops[kept] / bottoms[kept], (2.5, 97.5))
     return [through(float(low)), through(float(high))]

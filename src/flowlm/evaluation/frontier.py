@@ -11,7 +11,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-__all__ = ["Passage", "best", "passing", "settings"]
+import numpy as np
+
+from flowlm.evaluation.bootstrap import resampled
+
+__all__ = ["Passage", "Texts", "best", "passing", "passing_interval", "settings"]
 
 Point = tuple[float, float]
 """(entropy, perplexity)."""
@@ -57,6 +61,44 @@ def passing(curve: Sequence[Point], entropy: float) -> Passage | None:
             share = (entropy - h0) / (h1 - h0)
             found.append(Passage(math.exp((1 - share) * math.log(p0) + share * math.log(p1)), i, share))
     return min(found, default=None)
+
+
+class Texts(NamedTuple):
+    """What was measured of each text of a curve's point."""
+
+    nats: Sequence[float]
+    tokens: Sequence[float]
+    entropies: Sequence[float]
+
+
+def passing_interval(curve: Sequence[Texts], entropy: float) -> list[float] | None:
+    """95 % percentile-bootstrap interval [low, high] of the perplexity at which a curve passes an entropy.
+
+    Text i of every point is drawn together, since all of a sampler's settings start it from the same noise. The entropy
+    is taken as known. A draw whose curve does not reach it has no perplexity and counts as the largest.
+
+    Returns:
+        None where there are fewer than two texts, or where so many draws do not reach the entropy that high is none.
+
+    Raises:
+        ValueError: the points have different numbers of texts.
+    """
+    counts = {len(own.nats) for own in curve}
+    if len(counts) > 1:
+        raise ValueError(f"points of {sorted(counts)} texts: give each as many, that they are drawn together")
+    if counts in (set(), {0}, {1}):
+        return None
+    sums = np.stack([resampled(own) for own in curve])  # (points, draws, 3)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        perplexities = np.exp(sums[..., 0] / sums[..., 1])
+    entropies = sums[..., 2] / counts.pop()
+    found = []
+    for draw in range(sums.shape[1]):
+        pairs = zip(entropies[:, draw].tolist(), perplexities[:, draw].tolist(), strict=True)
+        at = passing([pair for pair in pairs if math.isfinite(pair[1])], entropy)
+        found.append(math.inf if at is None else at.perplexity)
+    low, high = np.percentile(found, (2.5, 97.5), method="closest_observation")
+    return [float(low), float(high)] if math.isfinite(high) else None
 
 
 def best(curves: Mapping[str, Sequence[Point]], entropy: float) -> tuple[str, Passage] | None:

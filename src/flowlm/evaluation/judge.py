@@ -100,7 +100,7 @@ class TextJudge:
             "longest_copy": copies.longest_mean,
             "found_8": copies.found_share,
             "scorer": self.scorer.name,
-            "intervals": {"perplexity": scores.interval},
+            "intervals": dict.fromkeys(("perplexity", "ngram_perplexity"), scores.interval),
         }
 
     def _order(self, seed: int) -> Any:

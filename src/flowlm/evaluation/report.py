@@ -165,8 +165,10 @@ def _shown(row: Row, key: str, narrow: bool) -> str:
     if key == _RANK and frontier:
         if row.get(key) is None:
             return "not reached"
-        knob = "" if narrow else f" ({frontier['knob']})"
-        return f"{_cell(key, row[key])}{knob}"
+        if not narrow:
+            ends = (row.get("intervals") or {}).get(key)
+            within = "" if not ends else f"{_number(key, ends[0])}–{_number(key, ends[1])}, "
+            return f"{_cell(key, row[key])} ({within}{frontier['knob']})"
     cell = _cell(key, row.get(key))
     ends = (row.get("intervals") or {}).get(key)
     if narrow or not ends or cell == MISSING:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from flowlm.data.corpora import DataConfig, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import describe, keep_freed_memory, resolve_device, resolve_dtype
-from flowlm.evaluation.diversity import self_bleu, unigram_entropy
-from flowlm.evaluation.frontier import best, settings
+from flowlm.evaluation.diversity import entropies, self_bleu
+from flowlm.evaluation.frontier import Texts, best, passing_interval, settings
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import law_row, merged, passage, samples_row, words
 from flowlm.evaluation.plots import plot_frontier
@@ -397,12 +398,12 @@ def evaluate_run(
         if k in turned and judge is not None:
             points = {
                 knob: [
-                    _point(_sample_path(folder, k, seed, options | {knob: v}), v, judge, scorer)
+                    _setting(_sample_path(folder, k, seed, options | {knob: v}), v, judge, scorer)
                     for v in values
                 ]
                 for knob, values in curves[k].items()
             }
-            row |= _frontier(points, judge.entropy)
+            row |= merged(row, _frontier(points, judge.entropy))
     if judge is None or not references:
         return rows
     others = judge.reference_rows(num, seed + 1, Grammar() if lawful else None, scorer, reference)
@@ -489,25 +490,49 @@ def _curves(
 _JUDGED = ("perplexity", "ngram_perplexity")
 
 
-def _point(path: Path, value: Any, judge: TextJudge, scorer: Scorer | None) -> dict[str, Any]:
+class _Setting(NamedTuple):
+    """A setting of a knob, measured."""
+
+    point: dict[str, Any]
+    texts: dict[str, Texts]
+    """By whose perplexity, each text by itself."""
+
+
+def _setting(path: Path, value: Any, judge: TextJudge, scorer: Scorer | None) -> _Setting:
     texts = [passage(record.text) for record in read_samples(path)[1]]
-    by_words, split = judge.scores(texts).perplexity, [words(text) for text in texts]
-    return {
-        "value": value,
-        "entropy": unigram_entropy(split),
-        "self_bleu": self_bleu(split) if len(split) > 1 else None,
-        "perplexity": by_words if scorer is None else score_texts(scorer, texts).perplexity,
+    split = [words(text) for text in texts]
+    each, by_words = entropies(split), judge.scores(texts)
+    by = {
+        "perplexity": by_words if scorer is None else score_texts(scorer, texts),
         "ngram_perplexity": by_words,
     }
+    point = {
+        "value": value,
+        "entropy": math.fsum(each) / len(each),
+        "self_bleu": self_bleu(split) if len(split) > 1 else None,
+    }
+    return _Setting(
+        point | {name: scores.perplexity for name, scores in by.items()},
+        {name: Texts(scores.nats, scores.tokens, each) for name, scores in by.items()},
+    )
 
 
-def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) -> dict[str, Any]:
+def _frontier(settings_of: Mapping[str, Sequence[_Setting]], entropy: float) -> dict[str, Any]:
     """Of a row: its curves, and where the best of them passes the entropy of the data."""
     # a setting whose texts the scorer could not judge at all is no point
-    known = {knob: [p for p in curve if p["perplexity"] is not None] for knob, curve in points.items()}
+    kept = {
+        knob: [own for own in curve if own.point["perplexity"] is not None]
+        for knob, curve in settings_of.items()
+    }
+    known = {knob: [own.point for own in curve] for knob, curve in kept.items()}
     found = {
         name: best({k: [(p["entropy"], p[name]) for p in c] for k, c in known.items()}, entropy)
         for name in _JUDGED
+    }
+    intervals = {
+        f"{name}_at_data_entropy": passing_interval([own.texts[name] for own in kept[at[0]]], entropy)
+        for name, at in found.items()
+        if at is not None
     }
     values: dict[str, float | None] = {
         f"{name}_at_data_entropy": None if at is None else at[1].perplexity for name, at in found.items()
@@ -521,12 +546,16 @@ def _frontier(points: Mapping[str, Sequence[dict[str, Any]]], entropy: float) ->
         **values,
         "self_bleu_at_data_entropy": alike,
         "frontier": {"entropy": entropy, "knob": None if at is None else at[0], "curves": known},
+        "intervals": intervals,
     }
 
 
 def of_the_data(held_out: Mapping[str, Any]) -> dict[str, Any]:
     """Of the row of held-out text: its numbers are those at the entropy of the data, by definition."""
-    return {f"{name}_at_data_entropy": held_out[name] for name in (*_JUDGED, "self_bleu")}
+    names = {name: f"{name}_at_data_entropy" for name in (*_JUDGED, "self_bleu")}
+    known = held_out.get("intervals") or {}
+    within = {there: known[name] for name, there in names.items() if name in known}
+    return {there: held_out[name] for name, there in names.items()} | {"intervals": known | within}
 
 
 def passage_nats(run: Path) -> float | None:
