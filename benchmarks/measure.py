@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import platform
-import re
 import resource
 import statistics
 import subprocess
@@ -18,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from flowlm.device import keep_freed_memory
+from flowlm.device import cpu_name, keep_freed_memory
 from flowlm.evaluation.samples import current_commit
 
 Row = dict[str, Any]
@@ -136,18 +134,10 @@ def memory_of_arm(script: Path, case: Any, arm: str) -> Memory:
 def machine(dtype: torch.dtype) -> dict[str, Any]:
     """What a figure has to carry: processor, cores, threads, dtype, torch and commit."""
     return {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "dtype": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "commit": current_commit(),
     }
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
-    except OSError:
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()

@@ -202,6 +202,13 @@ def test_the_best_weights_are_said_to_be(tmp_path: Path) -> None:
     assert f"held-out loss {about['held_out']:.4f} nats a token at step 4, whose weights" in cost_of([about])
 
 
+def test_the_last_weights_are_not_said_to_be_older(tmp_path: Path) -> None:
+    """Of a run that was stopped between two held-out losses, the last one is not of the weights that are kept."""
+    about = describe_run(flm()) | {"steps": 31}
+    assert about["chosen"] == 30
+    assert cost_of([about]).partition(", on ")[0].endswith("nats a token at step 30")
+
+
 def test_a_flow_map_without_a_teacher_is_trained(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", settings({"objective": "flow-map", "train.steps": 1}))
     assert command_of(run).startswith("flowlm train ")

@@ -33,3 +33,14 @@ def test_a_job_without_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
         bar.advance(2)
         bar.advance(4)
     assert lines == ["calls 2/4  20 s left", "calls 4/4  0 s left"]
+
+
+def test_what_was_done_before_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 21.0])
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(progress.sys, "stderr", open("/dev/null"))  # noqa: SIM115
+    lines: list[str] = []
+    with Progress(100, 0, 0, lines.append, label="KiB") as bar:
+        bar.go_on_from(80)
+        bar.advance(90)
+    assert lines == ["KiB 90/100  20 s left"]

@@ -11,6 +11,7 @@ import platform
 import re
 import shutil
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +19,20 @@ from torch import Tensor
 
 
 def describe(device: torch.device) -> str:
-    """A machine in words: "2 of 2 CPU cores (x86_64)", or the accelerator's name."""
+    """A machine in words: "2 of 2 CPU cores (AMD EPYC)", or the accelerator's name."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     where = "" if device.type == "cpu" else f"{device.type} with "
-    return f"{where}{torch.get_num_threads()} of {os.cpu_count()} CPU cores ({platform.machine()})"
+    return f"{where}{torch.get_num_threads()} of {os.cpu_count()} CPU cores ({cpu_name()})"
+
+
+def cpu_name() -> str:
+    """What the processor calls itself, or its architecture where it is not said."""
+    with contextlib.suppress(OSError):
+        said = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if (found := re.search(r"^model name\s*:\s*(\S.*)$", said, re.M)) is not None:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def resolve_device(name: str) -> torch.device:

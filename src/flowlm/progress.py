@@ -66,13 +66,19 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def go_on_from(self, step: int) -> None:
+        """What lies before this step was done at another time: speed and time left are of what follows."""
+        self.first, self._start = step, time.perf_counter()
+        if self._bar is not None:
+            self._bar.reset(self._task, completed=step, loss="", speed="")
+
     def advance(self, step: float, loss: float | None = None) -> None:
         """At this step now; the loss shown is a running mean."""
         if loss is not None:
             self._loss = loss if self._loss is None else 0.95 * self._loss + 0.05 * loss
         shown = "" if self._loss is None else f"loss {self._loss:.4f}"
         now = time.perf_counter()
-        rate = (step - self.first) / (now - self._start)
+        rate = (step - self.first) / max(now - self._start, 1e-9)
         if self._bar is not None:
             speed = f"{rate * self.tokens:,.0f} tokens/s" if self.tokens else ""
             self._bar.update(self._task, completed=step, loss=shown, speed=speed)

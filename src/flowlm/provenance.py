@@ -191,7 +191,8 @@ def _cost(run: Mapping[str, Any]) -> str:
     if run["held_out"] is not None:
         text += f", held-out loss {run['held_out']:.4f} {run['unit']}"
         if run["chosen"] != run["steps"]:
-            text += f" at step {run['chosen']:,}, whose weights these are"
+            best = run["config"]["train"]["choose"] == "best"
+            text += f" at step {run['chosen']:,}" + ", whose weights these are" * best
     if (origin := run.get("origin")) is not None:
         text += f", on {origin['machine']} in {origin['dtype']}, torch {origin['torch']}, commit `{origin['commit']}`"
     return text

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flowlm.data import docs
-from flowlm.data.corpora import DataConfig, load_corpus
+from flowlm.data.corpora import DataConfig, load_corpus, prepare_corpus
+from flowlm.data.prepared import open_prepared
 from flowlm.model import describe_data
 from flowlm.training.loop import open_run
 from helpers import begin, map_settings, settings, silent, trained
@@ -214,5 +217,25 @@ def test_a_python_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(docs, "sources", list)
     with pytest.raises(ValueError, match="no docstrings were found: this Python comes without the sources"):
         docs.build(tmp_path, print)
-    with pytest.raises(ValueError, match=r"data\.path = 'x', but data\.corpus = 'docs' brings its own text"):
-        DataConfig(corpus="docs", path="x")
+
+
+def test_prepared_rows_are_taken_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine with other packages, or none: their versions and licences come with the rows."""
+    config, folder = DataConfig(corpus="docs", vocab_size=200, unknown="drop", held_out=4), tmp_path / "rows"
+    (tmp_path / "docs.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"The value number {i} is read.\n\nIt is kept."}) + "\n" for i in range(40)
+        )
+    )
+    versions = {"python": "3.11", "torch": "1"}
+    monkeypatch.setattr(docs, "build", lambda *_: (tmp_path / "docs.jsonl", versions))
+    assert prepare_corpus(config, 16, folder, silent) == folder.resolve()
+    monkeypatch.setattr(docs, "build", lambda *_: pytest.fail("it was built again"))
+    given = load_corpus(dataclasses.replace(config, path=str(folder)), 16)
+    assert (given.meta["versions"], given.meta["licences"]) == (versions, docs.LICENCES)
+    assert np.array_equal(given.train, open_prepared(folder).train)
+    told = (
+        r"data\.path = '.*', but data\.corpus = 'docs' brings its own text.* `flowlm prepare docs --out` made"
+    )
+    with pytest.raises(ValueError, match=told):
+        load_corpus(dataclasses.replace(config, path=str(tmp_path / "docs.jsonl")), 16)

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from flowlm.data import preparation
 from flowlm.data.corpora import Corpus, DataConfig, load_corpus, prepare_corpus
 from flowlm.data.preparation import _encode
-from flowlm.data.prepared import META, Recipe, open_prepared
+from flowlm.data.prepared import FORMAT, META, Recipe, open_prepared
 from flowlm.data.readers import TextReader, UnreadableError
 from flowlm.data.split import Smallest, count_across, count_distinct
 from flowlm.data.tokens import Tokenizer
@@ -154,7 +154,7 @@ def test_damaged_rows_are_refused_and_in_the_cache_made_anew(text: Path, cache: 
         "no meta": rf"holds no {META}: it was never finished",
         "cut short": r"train\.bin has 100 bytes, not the [\d,]+ of 288 rows: it was cut short or replaced",
         "no json": "is damaged",
-        "another format": "has format 'flowlm-data/0', this version of flowlm reads 'flowlm-data/1'",
+        "another format": "has format 'flowlm-data/0', this version of flowlm reads 'flowlm-data/2'",
         "another tokenizer": "holds another tokenizer than it was prepared with",
     }[damage]
     with pytest.raises(ValueError, match=reason):
@@ -643,7 +643,7 @@ def test_rows_from_elsewhere_are_checked(text: Path, tmp_path: Path) -> None:
     (out / "train.bin").write_bytes(b"\xff" * size)
     with pytest.raises(ValueError, match=r"train\.bin is not what was written \(its sha256 differs\)"):
         load_corpus(config(out), 16)
-    (out / META).write_text('{"format": "flowlm-data/1"}')
+    (out / META).write_text(json.dumps({"format": FORMAT}))
     with pytest.raises(ValueError, match=r"meta\.json is damaged \(no tokenizer_sha256, length"):
         load_corpus(config(out), 16)
 

@@ -484,8 +484,24 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     column = arrow.array(["a", "b"])
     parquet.write_table(arrow.table([column, column], names=["text", "text"]), tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="more than one column 'text'"):
-        passages(tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("id,text,text\n1,a,b\n")
+    (tmp_path / "t.tsv").write_text("text\ttext\na\tb\n")
+    for kind in ("parquet", "csv", "tsv"):
+        with pytest.raises(ValueError, match=rf"t\.{kind} has more than one column 'text'"):
+            passages(tmp_path / f"t.{kind}")
+    (tmp_path / "u.csv").write_text("id,id,text\n1,2,a\n")  # of what is not read there may be two
+    assert passages(tmp_path / "u.csv") == ["a"]
+
+
+def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a \\"text\\"", "of": {"text": "b"}, "as": "text"}\n')
+    assert passages(path) == ['a "text"']
+    path.write_text('{"text": "one"}\n{"text": "a", "of": [{"text": "b"}], "text": "c"}\n')
+    with pytest.raises(
+        ValueError, match=r"t\.jsonl, line 2 has the field 'text' more than once: mend the line"
+    ):
+        passages(path)
 
 
 # -------------------------------------------------------------------------------------- files as systems have them

@@ -27,6 +27,7 @@ from flowlm.evaluation.report import (
     broken_text,
     html_report,
     markdown,
+    numbered,
     table_text,
     write_json,
 )
@@ -412,3 +413,9 @@ def test_page_refusals(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="a section is a Text, Table, Picture or Samples, got str"):
         write("text")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_model_writes_is_no_markup() -> None:
+    assert (
+        numbered(["a <b> of\n*stars* [PAD]", "1_2|3"]) == "1. a \\<b> of \\*stars\\* \\[PAD\\]\n2. 1\\_2\\|3"
+    )

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from flowlm.discrete import ar
+from flowlm.evaluation.report import numbered
 from flowlm.evaluation.runs import evaluate_run, held_out_curve, write_report
 from flowlm.model import FlowLM
 from flowlm.trained_on import corpus_of
-from helpers import flm, settings, trained
+from helpers import flm, map_settings, settings, trained
 
 
 def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
@@ -41,7 +42,22 @@ def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
     assert {k: len(texts) for k, texts in report["samples"].items()} == {"1": 4, "2": 4}
     text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
     assert "`flowlm evaluate run --seed 3`" in text
-    assert all(" ".join(sample.split()) in text for sample in report["samples"]["1"])
+    assert all(line in text for line in numbered(report["samples"]["1"]).splitlines())
+
+
+def test_the_losses_of_a_flow_map_are_told_apart(tmp_path: Path) -> None:
+    """Those of what it was trained by rank nothing; those of its flow, learnt from the text, are as an FLM's."""
+    for target in ("data", "teacher"):
+        changes = {"train.eval_every": 4, "flow_map.diagonal_target": target}
+        run = trained(tmp_path / target, map_settings(flm(), changes))
+        rows = evaluate_run(run, [1], 4, device="cpu", dtype="float32")
+        write_report(tmp_path / "report", run, rows, "flowlm evaluate run", shown=1)
+        report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
+        text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
+        assert [step for step, _ in report["held_out_diagonal"]] == [step for step, _ in report["held_out"]]
+        assert "its targets move, so it ranks nothing): " + f"4: {report['held_out'][0][1]:.4f}, 8: " in text
+        alone = "of its flow on the text alone, comparable with an FLM's (nats a token): "
+        assert (f"{alone}4: {report['held_out_diagonal'][0][1]:.4f}, 8: " in text) == (target == "data")
 
 
 def test_samples_of_one_setting_never_replace_anothers(tmp_path: Path) -> None:

@@ -63,8 +63,9 @@ class DataConfig:
     "openwebtext", "text8", "wikitext", "tinystories". A name decides unit, rows, bos, detokenizer and split, and the
     tokenizer and what is held out unless they are given."""
     path: str = ""
-    """text: a file or folder of .txt, .jsonl, .csv or .parquet, plain or in .gz, .xz, .bz2 or .zip; or a folder
-    that `flowlm prepare` wrote. A corpus by name: a folder of its Parquet files, in place of the hub's."""
+    """text: a file or folder of .txt, .jsonl or .csv, plain or in .gz, .xz, .bz2 or .zip, or of .parquet; or a folder
+    that `flowlm prepare` wrote. docs: such a folder alone. A corpus by name: a folder of its Parquet
+    files, in place of the hub's."""
     field: str = "text"
     """text: the field of .jsonl, or column of .csv and .parquet, that is read."""
     encoding: str = "utf-8"
@@ -154,11 +155,14 @@ class DataConfig:
             raise ValueError(
                 f"data.vocab_size = {self.vocab_size}: the grammar needs all of its known words; leave it 0"
             )
-        if self.corpus in ("grammar", "docs") and self.path:
-            raise ValueError(
-                f"data.path = {self.path!r}, but data.corpus = {self.corpus!r} brings its own text: set data.corpus = "
-                "'text' to learn from the path, or leave it out"
-            )
+        if self.corpus == "grammar" and self.path:
+            raise ValueError(self._own_text())
+
+    def _own_text(self) -> str:
+        return (
+            f"data.path = {self.path!r}, but data.corpus = {self.corpus!r} brings its own text: set data.corpus = "
+            "'text' to learn from the path, or leave it out"
+        )
 
     def _take_own(self) -> None:
         """Fill in what the corpus's name decides, where it was left at its default.
@@ -409,7 +413,9 @@ def _text(
             raise ValueError(f"data.bos = {config.bos!r}: {error}") from None
     path = Path(config.path)
     origin: dict[str, Any] = {}
-    if config.corpus == "docs":
+    if config.corpus == "docs" and config.path and not is_prepared(path):
+        raise ValueError(f"{config._own_text()}, unless it is a folder that `flowlm prepare docs --out` made")
+    if config.corpus == "docs" and not config.path:
         path, versions = docs.build(cache_folder(), say, like)
         origin = {"versions": versions, "licences": docs.LICENCES}
     if config.path and is_prepared(path):
@@ -458,7 +464,9 @@ def _text(
         return made
 
     own = "" if tokenizer is None else tokenizer.sha256
-    written = origin if config.corpus in CORPORA else {}  # rows that are taken elsewhere say what they are
+    written = (
+        origin if config.corpus in CORPORA or config.corpus == "docs" else {}
+    )  # rows that are taken elsewhere say what they are
     if folder is not None:
         made = prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False, origin=written)
         return made, origin

@@ -278,10 +278,16 @@ class _Preparation:
     def _progress(self, label: str) -> Progress:
         return Progress(max(1, self.reader.bytes // _PROGRESS_UNIT), 0, 0, self.say, label=label, brief=True)
 
-    def _documents(self, progress: Progress) -> Iterator[list[str]]:
+    def _documents(self, progress: Progress, first: int = 0) -> Iterator[list[str]]:
+        """Those from number `first` on: what was done with the others took its time before."""
         told = 0
-        for document in self.reader.documents():
+        for number, document in enumerate(self.reader.documents()):
+            if number < first:
+                continue
             at = self.reader.done // _PROGRESS_UNIT
+            if number == first > 0:
+                told = at
+                progress.go_on_from(min(at, progress.total))
             if at > told:
                 told = at
                 progress.advance(min(at, progress.total))
@@ -384,8 +390,7 @@ class _Preparation:
             output.seek(size)
         start = kept = time.perf_counter()
         with self._progress("KiB tokenised") as progress:
-            documents = itertools.islice(self._documents(progress), done, None)
-            for chunk in _chunks(documents):
+            for chunk in _chunks(self._documents(progress, done)):
                 which = [
                     n >= first_held or (bool(held) and is_held(document, held))
                     for n, document in enumerate(chunk, done)

@@ -563,8 +563,20 @@ def _no_field(entry: _Entry, field: str, known: list[str], where: str = "") -> V
     )
 
 
+def _times(line: str, field: str) -> int:
+    """How often an object has a field itself, of which readers of JSON keep the last one."""
+    top: list[tuple[str, Any]] = []
+
+    def seen(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        top[:] = pairs  # the outermost object is the last to be whole
+        return dict(pairs)
+
+    json.loads(line, object_pairs_hook=seen)
+    return sum(key == field for key, _ in top)
+
+
 def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
-    good = 0
+    good, name = 0, json.dumps(field)
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
@@ -577,6 +589,8 @@ def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
             ) from None
         if not isinstance(record, dict):
             raise ValueError(f"{entry}{where} holds {type(record).__name__}, not an object with fields")
+        if line.count(name) > 1 and _times(line, field) > 1:
+            raise ValueError(f"{entry}{where} has the field {field!r} more than once: mend the line")
         if field not in record and good:
             raise ValueError(
                 f"{entry}{where} has no field {field!r}, which the {good:,} records before it have: mend the line, or "
@@ -605,6 +619,11 @@ def _table(lines: IO[str], entry: _Entry, field: str, delimiter: str) -> Iterato
                 return
             if field not in header:
                 raise _no_field(entry, field, header)
+            if header.count(field) > 1:
+                raise ValueError(
+                    f"{entry} has more than one column {field!r}: give them different names, and set data.field to "
+                    "one of them"
+                )
             column = header.index(field)
             for row in rows:
                 if not row:

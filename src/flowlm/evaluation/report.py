@@ -302,7 +302,7 @@ def calls_text(count: int) -> str:
 
 def numbered(texts: Sequence[str]) -> str:
     """Texts as a numbered list in Markdown, each on a line."""
-    return "\n".join(f"{i}. {' '.join(text.split())}" for i, text in enumerate(texts, 1))
+    return "\n".join(f"{i}. {_escape_markdown(text)}" for i, text in enumerate(texts, 1))
 
 
 def _escape_markdown(text: str) -> str:

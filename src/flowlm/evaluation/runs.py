@@ -198,7 +198,9 @@ def _judge_by(text: Path, say: Callable[[str], None] | None) -> TextJudge:
     """The judge by the text of a run, or by a text as it lies there. ValueError: it is neither."""
     if (text / "config.json").exists():
         return TextJudge(corpus_of(text, FlowLM.from_pretrained(text, device="cpu"), say), say)
-    return TextJudge(load_corpus(DataConfig(corpus="text", path=str(text)), LONGEST, report=say), say)
+    return TextJudge(
+        load_corpus(DataConfig(corpus="text", path=str(text)), LONGEST, report=say, counts=False), say
+    )
 
 
 def _score(
@@ -570,12 +572,33 @@ def passage_nats(run: Path) -> float | None:
     return float(said["held_out"] * read_run_config(run).model.length)
 
 
-def held_out_curve(run: Path) -> list[tuple[int, float]]:
-    """(step, held-out loss) of a run, from its metrics.jsonl."""
+def held_out_curve(run: Path, key: str = "held_out") -> list[tuple[int, float]]:
+    """(step, held-out loss) of a run, from its metrics.jsonl; or another number that was taken with it."""
     path = run / "metrics.jsonl"
     if not path.exists():
         return []
-    return [(line["step"], line["held_out"]) for line in read_metrics(path) if "held_out" in line]
+    return [(line["step"], line[key]) for line in read_metrics(path) if key in line]
+
+
+def _curves_said(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Held-out losses by step, and what each is."""
+    curve = held_out_curve(run)
+    if not curve:
+        return {}
+    config = read_run_config(run)
+    kind = family(config.objective)
+    unit = kind.unit(config)
+    if kind.held_out_ranks:
+        return {f"Held-out loss by step ({unit})": curve}
+    said = {
+        f"Held-out loss by step, of what it was trained by ({unit}; its targets move, so it ranks nothing)": curve
+    }
+    flow = held_out_curve(run, "held_out_diagonal")
+    if flow and config.flow_map.diagonal_target == "data":
+        said[f"Held-out loss by step, of its flow on the text alone, comparable with an FLM's ({unit})"] = (
+            flow
+        )
+    return said
 
 
 def shown_samples(rows: Sequence[Mapping[str, Any]], folder: Path, shown: int = 10) -> dict[int, list[str]]:
@@ -628,7 +651,7 @@ def write_report(
     """
     seed = rows[0]["seed"]
     samples = shown_samples(rows, samples_folder or run / "samples", shown)
-    curve, data, machine = held_out_curve(run), describe_data(run), describe(resolve_device(device))
+    data, machine = describe_data(run), describe(resolve_device(device))
     try:
         runs = made(run)
     except ValueError as error:
@@ -644,7 +667,8 @@ def write_report(
         "seed": seed,
         "runs": runs,
         "data": data,
-        "held_out": curve,
+        "held_out": held_out_curve(run),
+        "held_out_diagonal": held_out_curve(run, "held_out_diagonal"),
         "rows": list(rows),
         "samples": samples,
     }
@@ -659,9 +683,8 @@ def write_report(
         f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
         f"{data.get('train')} training rows, V = {data.get('vocab_size')}, L = {data.get('length')}."
     )
-    if curve:
-        unit = runs[-1]["unit"] if runs else "nats a token"
-        text.append(f"Held-out loss by step ({unit}): " + ", ".join(f"{a}: {b:.4f}" for a, b in curve) + ".")
+    for what, losses in _curves_said(run).items():
+        text.append(f"{what}: " + ", ".join(f"{step}: {loss:.4f}" for step, loss in losses) + ".")
     for k, texts in samples.items():
         text += [f"## {calls_text(k)}", numbered(texts)]
     files.write_data(folder / CARD, "\n\n".join(text) + "\n")
