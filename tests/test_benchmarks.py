@@ -401,3 +401,24 @@ def test_machines_do_not_share_a_folder(load: Any) -> None:
     here = {"cpu": "Some(R) CPU @ 2.10GHz", "threads": 2, "dtype": "float32"}
     assert run.folder_name(here) == "some-r-cpu-2-10ghz-2-threads-float32"
     assert run.folder_name(here | {"threads": 4}) != run.folder_name(here)
+
+
+COMMITTED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").iterdir())
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_what_was_measured_is_what_is_wanted(folder: Path) -> None:
+    """Of the committed figures alone: nothing is timed here."""
+    measured = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    assert not measured["quick"]
+    rows = [row for row in measured["rows"] if row["vocab"] > 2 * row["width"] and row["arm"] != "low-rank"]
+    assert {row["vocab"] for row in rows} == {8192, 50257}
+    for row in rows:
+        assert row["ratio"] >= 1, "the low-rank state is never slower"
+        if row["vocab"] == 50257 and row["arm"] == "dense":
+            assert row["ratio"] >= 1.5
+            assert row["peak_ratio"] > 2
+    distilled = json.loads((folder / "distillation.json").read_text(encoding="utf-8"))["rows"]
+    semigroup = [row for row in distilled if row["arm"] == "PSD"]
+    assert semigroup
+    assert all(row["ratio"] <= 1.75 for row in semigroup)

@@ -44,3 +44,17 @@ def test_what_was_done_before_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> N
         bar.go_on_from(80)
         bar.advance(90)
     assert lines == ["KiB 90/100  20 s left"]
+
+
+def test_a_job_within_a_job_has_no_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    lines: list[str] = []
+    with Progress(4, 0, 0, lines.append) as outer:
+        with Progress(4, 0, 0, lines.append, label="texts scored") as inner:
+            assert inner._bar is None
+            inner.advance(4)
+        assert outer._bar is not None
+        outer.advance(1)
+    with Progress(4, 0, 0, lines.append) as later:
+        assert later._bar is not None
+    assert lines == []

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 PLAIN_EVERY = 15.0  # seconds between plain lines
 
@@ -22,6 +22,9 @@ class Progress:
         brief: says nothing of a job that is over before its first plain line is due.
         shown: False for no bar and no lines, of a process that is not the one to tell.
     """
+
+    _live: ClassVar[bool] = False
+    """Whether a bar stands on the terminal."""
 
     def __init__(
         self,
@@ -43,6 +46,10 @@ class Progress:
     def __enter__(self) -> Progress:
         self._start = self._told = time.perf_counter()
         if self._shown and sys.stderr.isatty():
+            # One bar at a time: that of a job within a job would write over it.
+            self._shown = not Progress._live
+        if self._shown and sys.stderr.isatty():
+            Progress._live = True
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -65,6 +72,7 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+            Progress._live = False
 
     def go_on_from(self, step: int) -> None:
         """What lies before this step was done at another time: speed and time left are of what follows."""

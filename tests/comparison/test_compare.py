@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,12 @@ def test_another_source_begins_anew(finished: tuple[Path, Path], monkeypatch: py
     monkeypatch.setattr("flowlm.comparison.runs.source_hash", lambda: "0123abc")
     assert Runner(load_comparison(recipe), out, silent).work == out / "versions" / "0123abc"
     assert not (out / "versions" / "0123abc").exists()
+    told: list[str] = []
+    Runner(load_comparison(recipe), out, told.append)
+    assert told == [
+        f"{out} holds rows of 1 other version of this package's source: they are left alone, and nothing of "
+        "them is used"
+    ]
 
 
 def test_the_source_is_all_of_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -192,6 +199,20 @@ def test_the_report(finished: tuple[Path, Path]) -> None:
         assert part in text
         assert part.strip("| ") in page
     assert "//" not in page.split("base64,")[0], "it needs nothing but itself"
+    # what a claim is about stands side by side
+    shown = report_of(out)["rows"]
+    assert {row["sampler"]["last"] for row in shown} <= {"argmax", "categorical"}
+    for k in (1, 2):
+        _, _, after = page.partition(f"{k} network call{'s' * (k > 1)}, side by side")
+        assert re.findall(r'class="label">([^<]+)<', after)[:4] == ["FLM", "MDLM", "SDTT", "FMLM"]
+    settings = report_of(out)["settings"]
+    assert settings["source"] == source_hash()
+    assert settings["compare"]["seeds"] == [0, 1]
+    assert settings["models"]["SDTT"]["config"]["rounds"]["rounds"] == 2
+    assert {(one["model"], len(one["by"])) for one in settings["chosen"]["rates"]} == {
+        (name, 2) for name in MODELS
+    }
+    assert [one["model"] for one in settings["chosen"]["samplers"]] == ["MDLM"]
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -240,15 +261,21 @@ def test_claims_are_judged_seed_by_seed() -> None:
     )
     # of distances the smaller is the better
     assert str(Verdict(claim, 1.0, "pair_tv", pairs)) == (
-        "A in 1 network call above B in 8 network calls, by distance of pairs: holds for 1 of 3 seeds "
+        "A in 1 network call above B in 8 network calls, by distance of pairs beyond chance: holds for 1 of 3 seeds "
         "(0.333 ± 0.153 against 0.433 ± 0.153)"
     )
     # who does not reach the entropy of the data has nothing to show; who is alone in reaching it has won nothing
     lone = Verdict(claim, 1.0, AT_ENTROPY, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)})
-    assert (lone.held, lone.alone) == (1, 1)
+    assert (lone.held, lone.undecided) == (1, {"A": 0, "B": 1})
     assert str(lone).endswith(
         "by perplexity at data entropy: holds for 1 of 3 seeds, 1 not decided, as B does not reach it "
         "(4.0 ± 0.0 (2 of 3) against 5.0 ± 0.0 (2 of 3))"
+    )
+    # of whom too few can be read for a distance nothing is known
+    unread = Verdict(claim, 1.0, "pair_tv", {0: (None, 0.2), 1: (0.1, None), 2: (None, None)})
+    assert (unread.held, unread.undecided) == (0, {"A": 2, "B": 1})
+    assert "0 of 3 seeds, 2 not decided, as A could not be judged, 1 not decided, as B could not" in str(
+        unread
     )
 
 
@@ -267,13 +294,13 @@ def test_means_and_deviations_over_seeds() -> None:
 def test_distances_of_too_few_that_can_be_read_are_chance() -> None:
     found = [(0.5, 0.2), (0.7, 0.5), (0.1, 0.19), (None, 0.0)]
     rows = [
-        row("A", 1, seed, 0.0) | {"slot_tv": tv, "parsed": parsed, "num": 500}
+        row("A", 1, seed, 0.0) | {"slot_tv": tv, "slot_tv_floor": 0.04, "parsed": parsed, "num": 500}
         for seed, (tv, parsed) in enumerate(found)
     ]
-    assert pivot(rows, 1.0, "slot_tv") == [{"model": "A", "1": "0.600 ± 0.141 (2 of 4)"}]
+    assert pivot(rows, 1.0, "slot_tv") == [{"model": "A", "1": "0.560 ± 0.141 (2 of 4)"}]
     assert pivot(rows[2:], 1.0, "slot_tv") == [{"model": "A", "1": "not judged"}]
     (one,) = summary(rows)
-    assert one["slot_tv"] == pytest.approx(0.6)
+    assert one["slot_tv"] == pytest.approx(0.56)
     assert one["slot_tv_sd"] == pytest.approx(0.1414, abs=1e-4)
     # of text without a law there are none
     text = [row("A", 1, 0, None, 5.0)]
@@ -327,6 +354,10 @@ def test_models_of_text_are_compared_at_its_entropy(tmp_path: Path) -> None:
     found = turned[AT_ENTROPY]
     (cells,) = pivot(rows, 0.0008, AT_ENTROPY)
     assert cells == {"model": "FLM", "2": "not reached" if found is None else f"{found:.1f}"}
+    assert summary(rows)[1][AT_ENTROPY] == ("not reached" if found is None else found)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "(frontier-0.0008-tflop-2.png)" in text
+    assert (tmp_path / "out" / "frontier-0.0008-tflop-2.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_scorer_of_the_comparison_s_own(tmp_path: Path) -> None:
@@ -397,21 +428,24 @@ def test_what_a_row_lacks(tmp_path: Path) -> None:
     entry = runner.comparison.entries[0]
     data = {"model": "held-out", "of": runner.data(entry), "perplexity": 4.0, "entropy": 2.0}
     runner._references = [data]
-    assert runner._lack(entry, {"perplexity": 4.0, "entropy": 2.0}) == 0
-    worse = runner._lack(entry, {"perplexity": 8.0, "entropy": 2.0})
-    assert worse == pytest.approx(math.log(2))
-    assert runner._lack(entry, {"perplexity": 2.0, "entropy": 1.0}) == pytest.approx(math.log(2) + 1)
-    assert runner._lack(entry, {"perplexity": None, "entropy": 2.0}) == math.inf
+    at_data = {"perplexity": 4.0, "entropy": 2.0, "unique": 1.0}
+    assert runner._lack(entry, at_data) == 0
+    assert runner._lack(entry, at_data | {"perplexity": 8.0}) == pytest.approx(math.log(2))
+    assert runner._lack(entry, at_data | {"perplexity": 2.0, "entropy": 1.0}) == pytest.approx(
+        math.log(2) + 1
+    )
+    assert runner._lack(entry, at_data | {"perplexity": None}) == math.inf
+    # one likely passage again and again
+    assert runner._lack(entry, at_data | {"unique": 0.01}) == pytest.approx(0.99)
     runner.is_lawful = lambda entry: True  # type: ignore[method-assign]
-    at_data, unread = {"perplexity": 4.0, "entropy": 2.0}, {"valid": 0.0, "pair_tv": None}
+    unread = {"valid": 0.0, "pair_tv": None}
     assert runner._lack(entry, at_data | unread) == 2
-    few = {"valid": 0.0, "pair_tv": 0.5, "parsed": 0.1, "num": 512}
+    few = {"valid": 0.0, "pair_tv": 0.6, "pair_tv_floor": 0.1, "parsed": 0.1, "num": 512}
     assert runner._lack(entry, at_data | few) == 2
     assert runner._lack(entry, at_data | few | {"parsed": 0.2}) == 1.5
-    assert runner._lack(entry, at_data | {"valid": 0.0, "pair_tv": 0.5}) == 1.5
-    assert runner._lack(entry, at_data | {"valid": 0.4, "pair_tv": 0.1}) == pytest.approx(0.7)
+    assert runner._lack(entry, at_data | few | {"parsed": 1.0, "valid": 0.4}) == pytest.approx(1.1)
     # Of two that wrote no valid story, the one that is nearer to the data.
-    near, far = (unread | {"perplexity": p, "entropy": 2.0} for p in (5.0, 40.0))
+    near, far = (at_data | unread | {"perplexity": p} for p in (5.0, 40.0))
     assert 2 < runner._lack(entry, near) < runner._lack(entry, far)
 
 
@@ -421,14 +455,14 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
     )
     curve = {"frontier": {"entropy": 3.0, "knob": None, "curves": {}}}
     rows = [
-        row("FMLM", 1, 0, 0.3) | curve | {AT_ENTROPY: 9.0, "pair_tv": 0.1},
-        row("SDTT", 2, 0, 0.2) | curve | {AT_ENTROPY: 8.0, "pair_tv": 0.3},
+        row("FMLM", 1, 0, 0.3) | curve | {AT_ENTROPY: 9.0, "pair_tv": 0.2, "pair_tv_floor": 0.1},
+        row("SDTT", 2, 0, 0.2) | curve | {AT_ENTROPY: 8.0, "pair_tv": 0.4, "pair_tv_floor": 0.1},
     ]
     found = verdicts(comparison, rows)
     assert [(v.key, v.held) for v in found] == [(VALID, 1), ("slot_tv", 0), ("pair_tv", 1), (AT_ENTROPY, 0)]
     assert found[0].pairs == {0: (0.3, 0.2)}
     assert found[1].pairs == {0: (None, None)}
-    assert found[2].pairs == {0: (0.1, 0.3)}
+    assert found[2].pairs == {0: (pytest.approx(0.1), pytest.approx(0.3))}
     del rows[1]["frontier"]  # there no knob was turned: nothing is claimed
     assert [v.key for v in verdicts(comparison, rows)] == [VALID, *DISTANCES]
 
@@ -607,6 +641,10 @@ def test_weights_of_an_older_checkpoint_are_not_taken_for_the_last(tmp_path: Pat
     assert not RunDirectory(folder).is_exported()
     assert runner.train(job, None) == folder
     assert (folder / "ema.safetensors").read_bytes() == whole
+    assert RunDirectory(folder).is_exported()
+    (folder / "config.json").unlink()  # written last of all
+    assert not RunDirectory(folder).is_exported()
+    runner.train(job, None)
     assert RunDirectory(folder).is_exported()
 
 

@@ -155,6 +155,11 @@ def test_a_knob_that_turns_nothing_is_left_alone() -> None:
     assert runs._curves(ar, DenoiserConfig(), 8, dict(ar.options) | {"last": "argmax"}) == {}
     # a regression has no probabilities to sharpen or to draw from
     assert set(runs._curves(flow, DenoiserConfig(output="linear"), 2, plain)) == {"prior_scale", "gamma"}
+    masked = family("sdtt")
+    own = dict(masked.options)
+    assert set(runs._curves(masked, DenoiserConfig(), 1, own)) == {"temperature", "last"}
+    assert set(runs._curves(masked, DenoiserConfig(), 1, own | {"last": "argmax"})) == {"last"}
+    assert set(runs._curves(masked, DenoiserConfig(), 2, own | {"last": "argmax"})) == {"temperature", "last"}
 
 
 @pytest.fixture

@@ -274,6 +274,25 @@ def _play_git(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str | Exceptio
     return calls
 
 
+@pytest.fixture(autouse=True)
+def asked_anew() -> Iterator[None]:
+    current_commit.cache_clear()
+    yield
+    current_commit.cache_clear()
+
+
+def test_a_commit_is_that_of_the_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, str | Exception] = {
+        "ls-files": "__init__.py\n",
+        "rev-parse": "abc1234\n",
+        "status": "",
+    }
+    _play_git(monkeypatch, answers)
+    assert current_commit() == "abc1234"
+    answers["rev-parse"] = "def5678\n"  # committed while a comparison goes on
+    assert current_commit() == "abc1234"
+
+
 @pytest.mark.parametrize(
     ("status", "expected"), [("", "abc1234"), (" M src/flowlm/path.py\n", "abc1234+dirty")]
 )
@@ -307,6 +326,7 @@ def test_commit_without_a_checkout(monkeypatch: pytest.MonkeyPatch, failure: Exc
         raise samples.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(samples.metadata, "version", missing)
+    current_commit.cache_clear()
     assert current_commit() == "unknown"
 
 

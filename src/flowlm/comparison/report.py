@@ -13,8 +13,9 @@ import torch
 from flowlm.comparison.recipe import Claim, Comparison
 from flowlm.comparison.runs import Runner, distance
 from flowlm.device import describe, resolve_device
-from flowlm.evaluation.plots import Panel, plot_panels
+from flowlm.evaluation.plots import Panel, plot_frontier, plot_panels
 from flowlm.evaluation.report import (
+    NOT_REACHED,
     Picture,
     Row,
     Samples,
@@ -67,7 +68,7 @@ _MEANS = (
     "tokens_per_second",
 )
 #: What a row's numbers depend on, the same for all its seeds.
-_CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer")
+_CIRCUMSTANCES = ("num", "dtype", "parameters", "training_steps", "scorer", "commit")
 
 
 VALID, AT_ENTROPY, PLAIN = "valid", "perplexity_at_data_entropy", "perplexity"
@@ -130,14 +131,15 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for name in _MEANS:
             known = [value for row in same if (value := _value(row, name)) is not None]
             if known:
-                values[name] = statistics.fmean(known)
+                values[name] = (statistics.median if name == "latency" else statistics.fmean)(known)
             if name in keys:
                 if len(known) > 1:
                     values[f"{name}_sd"] = statistics.stdev(known)
                 if name == AT_ENTROPY and len(known) < len(_asked(same, name)):
                     values["reached"] = len(known)
-        if same[0].get("chosen"):
-            values["sampler"] = ", ".join(f"{name} {value}" for name, value in same[0]["chosen"].items())
+                    values.setdefault(name, NOT_REACHED)
+        if same[0].get("sampler"):
+            values["sampler"] = ", ".join(f"{name} {value}" for name, value in same[0]["sampler"].items())
         for name in _CIRCUMSTANCES:
             if (value := same[0].get(name)) is not None:
                 values[name] = value
@@ -162,7 +164,7 @@ def _shown(key: str, values: Sequence[float | None]) -> str:
     """Mean ± deviation over seeds, and how many of them reach it."""
     known = [value for value in values if value is not None]
     if not known:
-        return "not reached" if key in TURNED else "not judged"
+        return NOT_REACHED if key in TURNED else "not judged"
     scale, digits = (100, 1) if key in SHARES else (1, 3 if key in (*DISTANCES, ENTROPY, ALIKE) else 1)
     spread = f" ± {scale * statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
     part = f" ({len(known)} of {len(values)})" if len(known) < len(values) else ""
@@ -177,7 +179,8 @@ class Verdict:
         budget: TFLOP.
         key: the quality.
         pairs: of each seed, the quality of the one and of the other; None where it does not reach the entropy of the
-            data, and is worth nothing.
+            data, and is worth nothing, or where too few of its passages can be read for a distance, and nothing is
+            known.
     """
 
     def __init__(
@@ -190,14 +193,21 @@ class Verdict:
         self.claim, self.budget, self.key, self.pairs = claim, budget, key, dict(pairs)
         both = [(a, b) for a, b in pairs.values() if a is not None and b is not None]
         self.held = sum((a > b) if key == VALID else (a < b) for a, b in both)
-        self.alone = sum(a is not None and b is None for a, b in pairs.values())
-        """Seeds in which the other does not reach the entropy of the data: they decide nothing."""
+        unknown = self.key in DISTANCES
+        self.undecided = {
+            claim.better: sum(a is None and unknown for a, _ in pairs.values()),
+            claim.than: sum(b is None and a is not None for a, b in pairs.values()),
+        }
+        """Of both, seeds in which nothing is decided because of it: the other does not reach the entropy of the data,
+        or one of them could not be judged."""
 
     def __str__(self) -> str:
         claim = self.claim
         what = f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
         why = "does not reach it" if self.key in TURNED else "could not be judged"
-        apart = f", {self.alone} not decided, as {claim.than} {why}" if self.alone else ""
+        apart = "".join(
+            f", {count} not decided, as {model} {why}" for model, count in self.undecided.items() if count
+        )
         sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
         one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
         return (
@@ -210,8 +220,8 @@ NAMES = {
     VALID: "valid passages",
     PARSED: "passages that can be read",
     NGRAM: "perplexity under the n-gram model",
-    "slot_tv": "distance of slots",
-    "pair_tv": "distance of pairs",
+    "slot_tv": "distance of slots beyond chance",
+    "pair_tv": "distance of pairs beyond chance",
     PLAIN: "perplexity",
     AT_ENTROPY: "perplexity at data entropy",
     NGRAM_AT_ENTROPY: "n-gram perplexity at data entropy",
@@ -277,7 +287,12 @@ def _panels(rows: Sequence[Row], references: Sequence[Row], budget: float, key: 
     share, name = key == VALID, NAMES[key]
     # the law, or held-out text
     level = next(
-        (row[key] for row in references if row["model"] in ("law", "held-out") and row.get(key)), None
+        (
+            value
+            for row in references
+            if row["model"] in ("law", "held-out") and (value := _value(row, key)) is not None
+        ),
+        None,
     )
     groups = {k: same for k, same in _groups(rows).items() if k[0] == budget}
     models = list(dict.fromkeys(model for _, model, _ in groups))
@@ -311,7 +326,13 @@ def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, floa
     if not known:
         return None
     places, values = zip(*known, strict=True)
-    return statistics.fmean(places), statistics.fmean(values), min(values), max(values)
+    # A time that something else on the machine took is no time of the model's.
+    return (
+        (statistics.median if across == "latency" else statistics.fmean)(places),
+        statistics.fmean(values),
+        min(values),
+        max(values),
+    )
 
 
 def check_former(folder: Path, command: str, force: bool = False) -> None:
@@ -371,6 +392,7 @@ def report(runner: Runner, command: str) -> None:
                 {"text": str(v), "budget": v.budget, "by": v.key, "held": v.held, "seeds": len(v.pairs)}
                 for v in found
             ],
+            "settings": runner.settings(),
             "rows": rows,
             "references": references,
         },
@@ -389,6 +411,9 @@ def report(runner: Runner, command: str) -> None:
     shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
     lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]
     sections: list[Any] = [Text(about.replace("`", "")), Picture(folder / PICTURE, caption=shown)]
+    for path, shown in _frontiers(runner, rows, references).items():
+        lines += [f"![{shown}]({path.name})", shown]
+        sections.append(Picture(path, caption=shown))
     for budget in compare.budgets:
         heading = f"{budget:g} TFLOP of training each"
         lines.append(f"## {heading}")
@@ -404,17 +429,55 @@ def report(runner: Runner, command: str) -> None:
     if said := remarks(comparison, rows, rates):
         lines += ["## To keep in mind", "\n".join(f"- {remark}" for remark in said)]
         sections.append(Text("\n\n".join(said)))
-    full = summary(rows)
-    lines += ["## All that was measured", markdown(full, columns=_columns(full)).rstrip()]
-    sections.append(Table(full, heading="All that was measured", columns=_columns(full)))
+    for budget in compare.budgets:
+        full = summary([row for row in rows if row["budget"] == budget])
+        heading = f"All that was measured, {budget:g} TFLOP"
+        lines += [f"## {heading}", markdown(full, columns=_columns(full)).rstrip(), _EACH]
+        sections.append(Table(full, heading=heading, columns=_columns(full), caption=_EACH))
     if references:
         lines += ["## What is no model", markdown(references).rstrip()]
         sections.append(Table(references, heading="What is no model"))
-    for heading, texts in runner.samples().items():
-        lines += [f"## {heading}", numbered(texts)]
-        sections.append(Samples(texts, heading=heading))
+    for heading, of in runner.samples().items():
+        lines.append(f"## {heading}, side by side")
+        for model, texts in of.items():
+            lines += [f"### {model}", numbered(texts)]
+        each = [
+            (model, text)
+            for same in zip(*of.values(), strict=True)
+            for model, text in zip(of, same, strict=True)
+        ]
+        labels, told = zip(*each, strict=True)
+        sections.append(Samples(told, heading=f"{heading}, side by side", labels=labels))
     write_data(folder / "README.md", "\n\n".join(line for line in lines if line) + "\n")
     html_report(folder / "report.html", title=comparison.title or "Comparison", sections=sections)
+
+
+_EACH = (
+    "Means over seeds; of the seconds for one passage, medians. Each seed by itself, with 95 % bootstrap intervals "
+    "over its passages, is in report.json."
+)
+
+
+def _frontiers(runner: Runner, rows: Sequence[Row], references: Sequence[Row]) -> dict[Path, str]:
+    """Pictures of the swept curves, perplexity against entropy, of the first seed; and what each shows."""
+    compare, out = runner.comparison.config, {}
+    for budget in compare.budgets:
+        for k in compare.frontier:
+            swept = [
+                row
+                for row in rows
+                if (row["budget"], row["seed"]) == (budget, compare.seeds[0])
+                and row["nfe"] in (k, runner.calls(runner.comparison.entry(row["entry"]), k))
+                and (row.get("frontier") or {}).get("curves")
+            ]
+            if swept:
+                path = runner.out / f"frontier-{budget:g}-tflop-{k}.png"
+                plot_frontier([*swept, *references], path)
+                out[path] = (
+                    f"Perplexity against entropy in {calls_text(k)}, {budget:g} TFLOP, seed {compare.seeds[0]}: "
+                    "a knob of each sampler turned."
+                )
+    return out
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

@@ -52,10 +52,13 @@ _JUDGING = 0.3
 
 
 def distance(row: Mapping[str, Any], key: str) -> float | None:
-    """A distance from the law, which is taken of the passages that can be read; None where these are too few for it to
-    be more than chance."""
+    """How much farther from the law than as many exact passages of it; None where there are too few to say.
+
+    It is taken of the passages that can be read, and the fewer these are the farther chance alone puts them: what
+    exact ones have, ``…_floor``, is taken off, so that models with more of them and with fewer compare.
+    """
     few = row.get("parsed") is not None and row["parsed"] * row["num"] < READABLE
-    return None if few or row.get(key) is None else float(row[key])
+    return None if few or row.get(key) is None else float(row[key]) - float(row[f"{key}_floor"])
 
 
 def source_hash() -> str:
@@ -137,6 +140,13 @@ class Runner:
         self.commit = current_commit()
         # Another source may train and judge otherwise: what it left is not taken for this one's.
         self.work = out / "versions" / source_hash()
+        if others := [
+            path.parent.name for path in out.glob(f"versions/*/{ROWS}") if path.parent != self.work
+        ]:
+            say(
+                f"{out} holds rows of {len(others)} other version{'s' * (len(others) > 1)} of this package's source: "
+                "they are left alone, and nothing of them is used"
+            )
         self._runs: dict[str, RunConfig] = {e.name: self._plain(e) for e in comparison.entries}
         self._corpora: dict[str, Corpus] = {}
         self._judges: dict[int, TextJudge] = {}
@@ -400,9 +410,9 @@ class Runner:
     def _lack(self, entry: Entry, row: dict[str, Any]) -> float:
         """How far the passages of a row are from the data, graded, whether they are too bad or too much alike.
 
-        In nats: how far log perplexity and entropy are from those of held-out text. Of a law also the share of
-        stories that it does not have, and the distance of pairs of slots from it: alone, these would be the same for
-        all whose budget was too small for a valid story.
+        In nats: how far log perplexity and entropy are from those of held-out text, and the share of passages that
+        another one is the same as. Of a law also the share of stories that it does not have, and the distance of
+        pairs of slots from it: alone, these would be the same for all whose budget was too small for a valid story.
         """
         if row["perplexity"] is None:
             return math.inf
@@ -410,6 +420,7 @@ class Runner:
             one for one in self.references() if one["model"] == "held-out" and one["of"] == self.data(entry)
         )
         lack = abs(math.log(row["perplexity"] / data["perplexity"])) + abs(row["entropy"] - data["entropy"])
+        lack += 1.0 - float(row["unique"])
         if self.is_lawful(entry):
             apart = distance(row, "pair_tv")
             lack += 1.0 - float(row["valid"]) + (1.0 if apart is None else apart)
@@ -619,10 +630,34 @@ class Runner:
             found[0] |= of_the_data(found[0])
             if lawful:
                 near = {"num": compare.num, "frechet": None if scorer is None else 0.0}
-                found.append(law_reference(near, seed, scorer))
+                found.append(law_reference(near, seed, scorer) | {"passage_nats": Grammar().entropy})
             rows += [row | {"of": data} for row in found]
         self._references = rows
         return rows
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what is found, and by what it was chosen: for those who read the report."""
+        chosen = {
+            kind: [
+                json.loads(path.read_text(encoding="utf-8"))
+                for path in sorted((self.work / kind).glob("*.json"))
+            ]
+            for kind in ("rates", "samplers")
+        }
+        return {
+            "source": self.work.name,
+            "compare": dataclasses.asdict(self.comparison.config),
+            "models": {
+                entry.name: {
+                    "base": entry.base,
+                    "flops_of_step": self.flops(entry),
+                    "config": resolved(self._runs[entry.name]),
+                    "samplers": entry.samplers,
+                }
+                for entry in self.comparison.entries
+            },
+            "chosen": chosen,
+        }
 
     def texts(self) -> list[dict[str, Any]]:
         """What the models learned from: name and sha256."""
@@ -630,17 +665,26 @@ class Runner:
         found = {meta.get("sha256") or meta.get("law_sha256"): meta.get("corpus") for meta in metas}
         return [{"corpus": name, "sha256": sha256} for sha256, name in found.items()]
 
-    def samples(self) -> dict[str, list[str]]:
-        """Passages of each model in the fewest network calls, of the largest budget and the first seed."""
+    def samples(self) -> dict[str, dict[str, list[str]]]:
+        """Passages of each model, of the largest budget and the first seed, at the network calls that claims are
+        about, or at the fewest; who takes as many calls as there are tokens stands among all."""
         compare = self.comparison.config
         of = {
-            e.name: texts
+            e.name: self._texts[e.name, max(compare.budgets), compare.seeds[0]]
             for e in self.comparison.entries
-            if (texts := self._texts[e.name, max(compare.budgets), compare.seeds[0]])
         }
-        fewest = {name: min(texts, key=int) for name, texts in of.items()}
-        order = sorted(of, key=lambda name: int(fewest[name]))
-        return {f"{name} in {calls_text(int(fewest[name]))}": of[name][fewest[name]] for name in order}
+        claimed = {k for claim in self.comparison.claims for k in (claim.at, claim.than_at)}
+        out: dict[str, dict[str, list[str]]] = {}
+        for k in sorted(claimed or {min(compare.steps)}):
+            shown = {name: texts[str(k)] for name, texts in of.items() if str(k) in texts}
+            if shown:
+                alone = {
+                    f"{n} ({calls_text(int(*t))})": next(iter(t.values()))
+                    for n, t in of.items()
+                    if len(t) == 1
+                }
+                out[calls_text(k)] = shown | (alone if len(compare.steps) > 1 else {})
+        return out
 
 
 def _knob(frontier: Mapping[str, Any]) -> str:

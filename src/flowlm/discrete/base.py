@@ -97,6 +97,10 @@ class Discrete(Family):
                 f"clock.kind = {run.clock.kind!r} is for flows: objective = {self.name!r} draws its times evenly"
             )
 
+    def matters(self, option: str, config: DenoiserConfig, steps: int, options: Mapping[str, Any]) -> bool:
+        # The likeliest tokens are those of any temperature.
+        return option != "temperature" or steps > 1 or options["last"] == "categorical"
+
     def needed(self, teacher: TokenNetwork | None) -> TokenNetwork:
         """The teacher. ValueError: there is none."""
         if teacher is None:

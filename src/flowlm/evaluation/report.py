@@ -70,6 +70,7 @@ _TITLES = {
 _SHARES = {"valid", "parsed", "unique", "known", "copied", "slot_coverage", "pair_coverage"}
 _BY_LAW = {"valid", "broken", "nll_per_token", "slot_tv", "pair_tv", "pair_coverage", "law"}
 _RANK = "perplexity_at_data_entropy"
+NOT_REACHED = "not reached"
 _BY_TEXT = {
     *("perplexity", _RANK, "frechet", "known", "self_bleu", "copied", "longest_copy", "scorer", "cut"),
     "frontier",
@@ -164,7 +165,7 @@ def _shown(row: Row, key: str, narrow: bool) -> str:
     frontier = row.get("frontier")
     if key == _RANK and frontier:
         if row.get(key) is None:
-            return "not reached"
+            return NOT_REACHED
         if not narrow:
             ends = (row.get("intervals") or {}).get(key)
             within = "" if not ends else f"{_number(key, ends[0])}–{_number(key, ends[1])}, "
@@ -179,7 +180,7 @@ def _shown(row: Row, key: str, narrow: bool) -> str:
 
 def _ranked(rows: Sequence[Row]) -> Sequence[Row]:
     """By perplexity at the data's entropy, where any row has one; the others after them, as they stand."""
-    return sorted(rows, key=lambda row: math.inf if row.get(_RANK) is None else row[_RANK])
+    return sorted(rows, key=lambda row: row[_RANK] if isinstance(row.get(_RANK), int | float) else math.inf)
 
 
 def _title(key: str) -> str:

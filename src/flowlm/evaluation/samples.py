@@ -10,6 +10,7 @@ Samples of other programs need no header: lines of ``{"text": ...}`` are read to
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -229,9 +230,11 @@ def _git(folder: Path, *arguments: str) -> str:
     ).stdout.strip()
 
 
+@functools.cache
 def current_commit() -> str:
-    """Short git commit of this package's checkout, with "+dirty" if the package differs from it; where there
-    is no checkout the installed version. Never raises."""
+    """Short git commit of this package's checkout, with "+dirty" if the package differs from it; where there is no
+    checkout the installed version. It is that of when it was first asked, as the code that runs is, whatever is
+    committed meanwhile. Never raises."""
     package = Path(__file__).resolve().parents[1]
     try:
         # an installed package may lie inside somebody else's repository: only a tracked one has a commit

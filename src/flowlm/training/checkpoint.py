@@ -213,7 +213,7 @@ class RunDirectory:
         """Whether the weights at the top are those that the newest checkpoint names: a kill may come between."""
         newest = self.checkpoint(self.steps()[-1])
         chosen = json.loads((newest / "state.json").read_text(encoding="utf-8"))["chosen"]
-        return all(
+        return (self.path / "config.json").exists() and all(
             (self.path / name).exists()
             and filecmp.cmp(self.checkpoint(chosen) / name, self.path / name, shallow=False)
             for name in _EXPORTED
