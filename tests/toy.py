@@ -7,7 +7,10 @@ With a = x/(1-t) and r = t/(1-t) the flow of x_t = (1-t) z + t·onehot is da/dr 
 is a sum over all passages w. Beyond r = 12 the posterior of all but a vanishing share of states is one-hot
 to rounding, so the flow is integrated up to there and continued by its closed form.
 
-States are dense, (B, L, V) in float64: the toy's embedding is the identity, so y = x.
+States are dense, (B, L, V) in float64: the toy's embedding is the identity, so y = x. With another one, E (V, d), the
+state is y = xE, of which also less may be known than of x: with a = y/(1-t), G = EᵀE,
+
+    p(w | y_t = y) ∝ p(w) exp(Σ_l r a[l]·G⁻¹e(w_l) - ½ r² e(w_l)·G⁻¹e(w_l)),   da/dr = D E
 """
 
 from __future__ import annotations
@@ -38,9 +41,15 @@ def times(t: Tensor | float) -> Tensor:
 
 
 class Language:
-    """The 27 passages and their probabilities."""
+    """The 27 passages and their probabilities.
 
-    def __init__(self) -> None:
+    Args:
+        embedding: E (V, d) of the states, whose columns are independent; the identity when None.
+    """
+
+    def __init__(self, embedding: Tensor | None = None) -> None:
+        self.embedding = torch.eye(VOCAB, dtype=torch.float64) if embedding is None else embedding
+        self.dual = self.embedding @ torch.linalg.inv(self.embedding.T @ self.embedding)
         passages = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
         probs = FIRST[passages[:, 0]] * NEXT[passages[:, :-1], passages[:, 1:]].prod(1)
         self.passages, self.probs = passages, probs
@@ -57,36 +66,39 @@ class Language:
         return float((counts - self.probs).abs().sum() / 2)
 
     def _posterior(self, a: Tensor, r: Tensor) -> Tensor:
-        scores = (r * a).flatten(1) @ self.onehot.flatten(1).T + self.probs.log()
-        return (scores.softmax(-1) @ self.onehot.flatten(1)).view_as(a)
+        own = r * (a @ self.dual.T) - r.square() / 2 * (self.dual * self.embedding).sum(-1)
+        scores = own.flatten(1) @ self.onehot.flatten(1).T + self.probs.log()
+        return (scores.softmax(-1) @ self.onehot.flatten(1)).view_as(own)
 
-    def denoise(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """D_t(x) by enumeration; at t = 1 the nearest passage, as at t = .999."""
+    def denoise(self, y: Tensor, t: Tensor | float) -> Tensor:
+        """D_t(y) by enumeration; at t = 1 the nearest passage, as at t = .999."""
         left = (1 - times(t)).clamp_min(1e-3)
-        return self._posterior(x / left, (1 - left) / left)
+        return self._posterior(y / left, (1 - left) / left)
 
-    def flow_map(self, x: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
-        """X_{s,t}(x), s < 1, by Runge–Kutta 4 in r = t/(1-t)."""
+    def flow_map(self, y: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
+        """X_{s,t}(y) = ((1-t) y + (t-s) δ_{s,t} E)/(1-s), s < 1."""
+        delta = self.flow_map_denoiser(y, s, t, steps)
+        s, t = times(s), times(t)
+        return ((1 - t) * y + (t - s) * (delta @ self.embedding)) / (1 - s)
+
+    def flow_map_denoiser(self, y: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
+        """δ_{s,t}(y), the mean of D over r = t/(1-t) along the flow, by Runge–Kutta 4; D_s where t = s."""
         s, t = times(s), times(t)
         start = s / (1 - s)
         end = torch.maximum((t / (1 - t)).clamp_max(R_END), start)
-        a, h = x / (1 - s), (end - start) / steps
+        a, h, mean = y / (1 - s), (end - start) / steps, torch.zeros(())
         for i in range(steps):
             r = start + i * h
             k1 = self._posterior(a, r)
-            k2 = self._posterior(a + h / 2 * k1, r + h / 2)
-            k3 = self._posterior(a + h / 2 * k2, r + h / 2)
-            k4 = self._posterior(a + h * k3, r + h)
-            a = a + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-        # Beyond `end` D stands still, so a grows by (t/(1-t) - end) D.
-        last = self._posterior(a, end)
-        return (1 - t) * (a - end * last) + t * last
-
-    def flow_map_denoiser(self, x: Tensor, s: Tensor | float, t: Tensor | float, steps: int = 256) -> Tensor:
-        """δ_{s,t}(x), solved from X_{s,t}(x) = ((1-t) x + (t-s) δ)/(1-s); D_s where t = s."""
-        s, t = times(s), times(t)
-        delta = ((1 - s) * self.flow_map(x, s, t, steps) - (1 - t) * x) / (t - s)
-        return torch.where(t == s, self.denoise(x, s), delta)
+            k2 = self._posterior(a + h / 2 * k1 @ self.embedding, r + h / 2)
+            k3 = self._posterior(a + h / 2 * k2 @ self.embedding, r + h / 2)
+            k4 = self._posterior(a + h * k3 @ self.embedding, r + h)
+            k = (k1 + 2 * k2 + 2 * k3 + k4) / 6
+            a, mean = a + h * k @ self.embedding, mean + k / steps
+        # Beyond `end` D stands still.
+        share = (end - start) * (1 - s) * (1 - t) / (t - s)
+        delta = share * mean + (1 - share) * self._posterior(a, end)
+        return torch.where(t == s, self.denoise(y, s), delta)
 
 
 LANGUAGE = Language()
@@ -117,7 +129,7 @@ class ExactDenoiser:
     """The toy's D_t and δ_{s,t} where a network would be.
 
     Args:
-        embedding: E (V, d) of the state y = xE, with independent rows; the identity when None.
+        language: whose; of dense states when None.
     """
 
     def __init__(
@@ -125,11 +137,11 @@ class ExactDenoiser:
         two_times: bool,
         clock: Clock | None = None,
         rk_steps: int = 256,
-        embedding: Tensor | None = None,
+        language: Language | None = None,
     ):
         self.config = DenoiserConfig(vocab_size=VOCAB, length=LENGTH, two_times=two_times)
-        self.embedding = torch.eye(VOCAB, dtype=torch.float64) if embedding is None else embedding
-        self.inverse = torch.linalg.pinv(self.embedding)
+        self.language = language or LANGUAGE
+        self.embedding = self.language.embedding
         self.clock = clock or DecodingErrorClock(VOCAB)
         self.rk_steps = rk_steps
 
@@ -137,8 +149,8 @@ class ExactDenoiser:
         return ExactNoise(self.embedding)
 
     def __call__(self, y: Tensor, s: Tensor | float, t: Tensor | float | None = None) -> ExactPosterior:
-        x = y @ self.inverse
-        probs = LANGUAGE.denoise(x, s) if t is None else LANGUAGE.flow_map_denoiser(x, s, t, self.rk_steps)
+        law = self.language
+        probs = law.denoise(y, s) if t is None else law.flow_map_denoiser(y, s, t, self.rk_steps)
         return ExactPosterior(probs, self.embedding)
 
 

@@ -156,6 +156,12 @@ class Correction(FLM):
                     f"{getattr(run.flow_map, name)!r}"
                 )
 
+        if run.clock.kind == "adaptive":
+            raise ValueError(
+                "clock.kind = 'adaptive' follows the losses of rows on the diagonal, and objective = 'correction' has "
+                "none: leave the clock fixed"
+            )
+
     def check_source(self, run: RunConfig, source: DenoiserConfig, name: str) -> None:
         if source.family == self.name and name == run.init:
             return

@@ -123,6 +123,11 @@ class FMLM(FLM):
                 f"flow_map.flow_first = {run.flow_map.flow_first} is for learning without a teacher: a student has its "
                 "teacher's flow from the start; leave it out, or the teacher"
             )
+        if run.clock.kind == "adaptive" and not run.flow_map.diagonal:
+            raise ValueError(
+                "clock.kind = 'adaptive' follows the losses of rows on the diagonal, and flow_map.diagonal = 0 has "
+                "none: give it some, or leave the clock fixed"
+            )
         if run.flow_map.weight == "inverse" and run.clock.kind == "adaptive":
             raise ValueError(
                 "flow_map.weight = 'inverse' and clock.kind = 'adaptive' both follow the losses, and the clock would "

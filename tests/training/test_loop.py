@@ -251,6 +251,19 @@ def test_passages_that_repeat_themselves_are_told_late(
     assert "lower --optim.lr" in told[0]
 
 
+def test_what_an_objective_warns_of_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "flowlm.objectives.flow.FlowObjective.warning", lambda self: "the targets are no targets"
+    )
+    lines: list[str] = []
+    trainer = Trainer(settings({"train.steps": 4, "train.log_every": 2}), tmp_path / "run", say=lines.append)
+    trainer.start()
+    trainer.train()
+    assert [line for line in lines if "no targets" in line] == [
+        f"step {step}: the targets are no targets" for step in (2, 4)
+    ]
+
+
 def test_eval_every_zero_looks_only_at_the_end(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", settings({"train.eval_every": 0, "train.steps": 3}))
     assert [line["step"] for line in metrics(run) if "held_out" in line] == [3]

@@ -49,8 +49,11 @@ from flowlm.posterior import Mixture, OneHot, Posterior, Stacked, Target
 #: What a flow map is known by; each is a target of it.
 IDENTITIES = ("psd", "lsd", "lsd-logit", "esd", "esd-logit", "cfm", "correction")
 
+#: Those whose targets say nothing of t = 1, where the semigroup's takes their place.
+NOT_AT_THE_DATA = ("lsd", "lsd-logit", "esd-logit", "cfm")
+
 #: Reports in a row with a figure above a half, after which targets are said to be no targets.
-PATIENCE = 20
+PATIENCE = 10
 
 #: Numbers of the kinds of rows in the draws' "kind".
 DIAGONAL, BOUNDARY, INTERIOR = range(3)
@@ -113,7 +116,7 @@ class FlowMapConfig:
     """Network of the identity's target: "student" (as it is) or "averaged" (its EMA)."""
     identity: str = "psd"
     """What makes the target of two times: "psd" (semigroup), "lsd" (Lagrangian), "esd" (Eulerian), the last two in
-    logits, "lsd-logit" and "esd-logit" (which needs t < 1: the boundary is left to the semigroup), "cfm" (the
+    logits, "lsd-logit" and "esd-logit", "cfm" (the
     endpoint, D_t(X_{s,t}), and the squared rate of δ beside the cross-entropy: a bound on the Lagrangian residual), or
     "correction" (the map of a teacher of objective = "correction": the second of two stages)."""
     flow_first: float = 0.0
@@ -131,7 +134,7 @@ class FlowMapConfig:
     """To the identity's target: "cross-entropy" (the target projected to the simplex), or "squared-error" of
     probabilities, as it is."""
     weight: str = "none"
-    """Of rows: "none", or "inverse", to the mean loss at their times."""
+    """Of rows off the diagonal: "none", or "inverse", to the mean loss at their times."""
     denoiser: str = "student"
     """Whose D_t a Lagrangian, Eulerian or endpoint target takes: "student" (the diagonal of the network of target) or
     "teacher"."""
@@ -139,9 +142,9 @@ class FlowMapConfig:
     """Rates of Lagrangian and Eulerian targets: "difference" (two network calls more, with any attention and compiled
     code) or "jvp" (forward-mode differentiation; slower)."""
     log_floor: float = 0.1
-    """Least argument of the logarithm in targets of logits, so that none gives a token more than 1/log_floor times what
-    the denoiser does: rates of a network that is no flow map yet ask for anything. How often it is met is logged as
-    "clamped"."""
+    """Bound of targets of logits: none gives a token more than 1/log_floor times what the network itself does, before
+    all are normalised. Rates of a network that is no flow map yet ask for anything; a flow map never meets it. How much
+    of a target's mass it has set is logged as "clamped"."""
     head_start: float = 0.0625
     """Share of the clock time from s to t that the state goes towards the data's mean before the network sees it.
     From noise that is the flow's own first step, D_0 being the marginals: it costs no call. Part of the student, not of
@@ -210,6 +213,11 @@ class FlowMapConfig:
             raise ValueError(
                 f"flow_map.psd_first = {self.psd_first} means nothing for identity = 'psd': name the identity that "
                 "follows it, such as 'esd-logit', or leave it 0"
+            )
+        if 0 < self.psd_first <= self.flow_first:
+            raise ValueError(
+                f"flow_map.psd_first = {self.psd_first} is over when flow_map.flow_first = {self.flow_first} is, and "
+                "no step would take the semigroup: both count from the first step, so give psd_first more"
             )
         if self.psd_first and self.loss == "squared-error":
             raise ValueError(
@@ -360,9 +368,12 @@ class FlowMapObjective(Objective):
                     stack.enter_context(network.frozen_embedding())
             losses = self._losses(model, tokens, xi, draws)
         if self._weights is not None and self._training:
+            # Those on the diagonal have another loss, whose size says nothing of these.
+            off = draws["s"] < draws["t"]
             tau = self.clock.tau(draws["s"]), self.clock.tau(draws["t"])
-            self._weights.observe(*tau, losses.mean(-1))
-            losses = losses * moved(self._weights.of(*tau), losses.device)[:, None]
+            self._weights.observe(tau[0][off], tau[1][off], losses.mean(-1)[moved(off, losses.device)])
+            weights = torch.where(off, self._weights.of(*tau), 1.0)
+            losses = losses * moved(weights, losses.device)[:, None]
         return losses
 
     def _losses(self, model: Denoiser, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
@@ -396,8 +407,9 @@ class FlowMapObjective(Objective):
                 assert self.teacher is not None
                 target = rollout_target(self.teacher, teacher_y0[boundary], self.clock, cfg.rollout_steps)
                 known.append(((first - n_diagonal) * length, target))
-        # Towards the data the Eulerian identity of logits is 0/0.
-        halves = n_diagonal + n_boundary if self.identity == "esd-logit" else first
+        # At t = 1 a Lagrangian target is D_1 of what the network itself thinks, which any answer satisfies that is sure
+        # of itself, and the Eulerian one of logits is 0/0.
+        halves = n_diagonal + n_boundary if self.identity in NOT_AT_THE_DATA else first
         pairs: list[tuple[int, Target]] = []
         for rows, identity in (
             (slice(first, halves), "psd"),
@@ -460,7 +472,7 @@ class FlowMapObjective(Objective):
         """What is added to the cross-entropy of some rows for the rate of δ, and 0 of the others."""
         training = model.training
         model.eval()  # a difference of two dropouts is none of two times
-        drift = cfm_drift(model, y[rows].detach(), s[rows], t[rows])
+        drift = cfm_drift(model, y[rows], s[rows], t[rows])
         model.train(training)
         return torch.cat([drift.new_zeros(rows.start, drift.shape[1]), drift])
 
@@ -488,7 +500,7 @@ class FlowMapObjective(Objective):
             if count == PATIENCE:
                 what = {
                     "outside": "lies outside the simplex, with more than half of a token's mass below 0",
-                    "clamped": "takes the logarithm of what is not positive, for more than half of the tokens",
+                    "clamped": "asks for more than its bound allows, for more than half of its mass",
                 }[name]
                 return (
                     f"the target of flow_map.identity = {self.identity!r} {what}, {count} times in a row: the student "
@@ -499,7 +511,11 @@ class FlowMapObjective(Objective):
     def remedy(self) -> str:
         if self.identity == "psd":
             return super().remedy()
-        return "let the semigroup come first with --flow-map.psd-first 0.5, or lower --optim.lr and --optim.muon-lr"
+        lower = "lower --optim.lr and --optim.muon-lr"
+        cfg = self.config
+        if cfg.identity == "psd" or cfg.loss == "squared-error" or cfg.psd_first >= 0.75:
+            return lower  # the semigroup cannot come first, or has
+        return f"let the semigroup come first with --flow-map.psd-first 0.75, or {lower}"
 
     def _diagonal_target(self, model: Denoiser, tokens: Tensor, y0: Tensor, t: Tensor) -> Target:
         if self.config.diagonal_target == "data":

@@ -9,11 +9,13 @@ Along the flow, d/ds is ∂_s + b_s·∇. No target carries a gradient; through 
 that rate is a difference. Targets of probabilities lie on the simplex at the flow map alone:
 before, they are projected onto it for a cross-entropy. Those of logits stay on it, but take a logarithm whose argument
 may be negative before, and which at the flow map is D/δ: the Lagrangian one is ill conditioned for tokens ruled
-out between s and t, where D_t vanishes and δ_{s,t} does not.
+out between s and t, where D_t vanishes and δ_{s,t} does not. So they are bounded by a multiple of δ itself, which
+the flow map, its own target, never meets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -37,8 +39,13 @@ def lagrangian_weight(s: Tensor, t: Tensor) -> Tensor:
 
 
 def eulerian_weight(s: Tensor, t: Tensor) -> Tensor:
-    """(1-s)(t-s), the weight of d/ds δ_{s,t} beside 1-t of D_s - δ_{s,t}."""
+    """(1-s)(t-s), the weight of d/ds δ_{s,t}."""
     return (1 - s) * (t - s)
+
+
+def start_weight(s: Tensor, t: Tensor) -> Tensor:
+    """1-t, the Eulerian identity's weight of D_s - δ_{s,t}."""
+    return 1 - t
 
 
 def sparsemax(x: Tensor) -> Tensor:
@@ -56,7 +63,8 @@ class Watched:
 
     Args:
         make: positions `rows` of the flattened (B·L) -> target (n, V) and its figure (n,).
-        name: of the figure: "outside" the simplex, the mass below 0, or "clamped", the share of the logarithms.
+        name: of the figure: "outside" the simplex, the mass below 0, or "clamped", that of the target's mass which its
+            bound has set.
     """
 
     def __init__(self, make: Callable[[slice], tuple[Tensor, Tensor]], name: str):
@@ -88,13 +96,19 @@ def _of_probabilities(make: Callable[[slice], Tensor], project: bool) -> Watched
     return Watched(watched, "outside")
 
 
-def _of_logits(inner: Posterior, ratio: Callable[[slice], Tensor], floor: float) -> Watched:
-    """softmax(log D - log ratio): the target δ whose ratio D/δ is known."""
+def _of_logits(
+    inner: Posterior, moving: Moving, ratio: Callable[[slice, Tensor], Tensor], floor: float
+) -> Watched:
+    """softmax(min(log D - log ratio, log δ - log floor)): the target whose ratio D/δ follows from the rate of log δ;
+    where that is not positive, it is the bound."""
 
     def watched(rows: slice) -> tuple[Tensor, Tensor]:
-        quotient = ratio(rows)
-        target = (inner.log_probs_at(rows) - quotient.clamp_min(floor).log()).softmax(-1)
-        return target, (quotient < floor).to(quotient.dtype).mean(-1)
+        log_p, a = moving.log_probs_at(rows)
+        quotient, most = ratio(rows, a), log_p - math.log(floor)
+        free = inner.log_probs_at(rows) - quotient.clamp_min(torch.finfo(quotient.dtype).tiny).log()
+        bound = (quotient <= 0) | (free > most)
+        target = torch.where(bound, most, free).softmax(-1)
+        return target, (target * bound).sum(-1)
 
     return Watched(watched, "clamped")
 
@@ -116,7 +130,7 @@ def _eulerian(
     with torch.no_grad():
         inner = denoiser(y, s)
     moving = rate_at_the_start(network, y, velocity(y, inner.embed(), s), s, t, method)
-    return moving, inner, _weight(1 - t, inner), _weight(eulerian_weight(s, t), inner)
+    return moving, inner, _weight(start_weight(s, t), inner), _weight(eulerian_weight(s, t), inner)
 
 
 def lsd_target(
@@ -148,10 +162,10 @@ def lsd_logit_target(
 
     Args:
         network, denoiser, y, s, t, method: as of `lsd_target`.
-        floor: least argument of the logarithm.
+        floor: no token has more than 1/floor times its δ_{s,t}, before all are normalised.
     """
     moving, inner, c = _lagrangian(network, denoiser, y, s, t, method)
-    return _of_logits(inner, lambda rows: 1 + c[rows] * moving.log_probs_at(rows)[1], floor)
+    return _of_logits(inner, moving, lambda rows, a: 1 + c[rows] * a, floor)
 
 
 def esd_target(
@@ -183,7 +197,7 @@ def esd_logit_target(
         network, denoiser, y, s, t, method, floor: as of `lsd_logit_target`.
     """
     moving, inner, left, c = _eulerian(network, denoiser, y, s, t, method)
-    return _of_logits(inner, lambda rows: 1 - c[rows] / left[rows] * moving.log_probs_at(rows)[1], floor)
+    return _of_logits(inner, moving, lambda rows, a: 1 - c[rows] / left[rows] * a, floor)
 
 
 def cfm_target(network: Network, denoiser: Inner, y: Tensor, s: Tensor, t: Tensor) -> Posterior:

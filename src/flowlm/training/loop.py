@@ -101,6 +101,15 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
                 f"a student is made like its teacher {config.teacher}: leave out [model] and --model.* "
                 f"(asked for: {', '.join(_differences(model, student))})"
             )
+        if config.init:
+            source = read_model_config(Path(config.init))
+            kind.check_source(config, source, config.init)
+            started = source if source.two_times else dataclasses.replace(source, **kind.fill(config))
+            if started != student:
+                raise ValueError(
+                    f"{config.init}, whose weights the student is to start from, is made otherwise than its teacher "
+                    f"{config.teacher}: they differ in {', '.join(_differences(started, student))}"
+                )
         model = student
     elif config.init:
         source = read_model_config(Path(config.init))
