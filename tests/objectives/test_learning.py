@@ -58,11 +58,8 @@ PUBLISHED: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("options", "steps"),
-    [
-        (PUBLISHED, 1200),
-        (PUBLISHED | {"boundary": 0.25, "boundary_target": "teacher", "target": "averaged"}, 800),
-    ],
-    ids=["published", "rollout at the boundary, averaged target"],
+    [(PUBLISHED | {"boundary": 0.25, "boundary_target": "teacher", "target": "averaged"}, 800)],
+    ids=["rollout at the boundary, averaged target"],
 )
 def test_flow_map_learns_from_the_teacher(options: dict[str, Any], steps: int, teacher: Denoiser) -> None:
     student = toy.two_time_from(teacher)
@@ -87,39 +84,43 @@ def flops(objective: FlowMapObjective, teacher: Denoiser) -> int:
     return counted.get_total_flops()
 
 
-#: What is set beside the identity: rates are true of a map that is nearly one, and Lagrangian ones say least before.
-#: Of a map so near the least argument of the logarithm may be smaller than where nothing is learnt yet.
-#: And what is reached: KL to the exact δ_{s,t}, one-step total variation; twice the semigroup's bounds. The endpoint's
+#: What each reaches: KL to the exact δ_{s,t}, one-step total variation; twice the semigroup's bounds. The endpoint's
 #: loss is not least at the flow map of a law that leaves a choice, and stays away from it.
-IDENTITIES: dict[str, tuple[dict[str, Any], float, float]] = {
-    "lsd": ({"psd_first": 0.75}, 0.04, 0.1),
-    "lsd-logit": ({"psd_first": 0.75, "log_floor": 0.02}, 0.04, 0.1),
-    "esd": ({}, 0.04, 0.1),
-    "esd-logit": ({}, 0.04, 0.1),
-    "cfm": ({}, 0.4, 0.2),
+IDENTITIES: dict[str, tuple[float, float]] = {
+    "psd": (0.02, 0.05),
+    "lsd": (0.04, 0.1),
+    "lsd-logit": (0.04, 0.1),
+    "esd": (0.04, 0.1),
+    "esd-logit": (0.04, 0.1),
+    "cfm": (0.4, 0.2),
 }
 
 
 @pytest.mark.parametrize("identity", IDENTITIES)
 def test_every_identity_learns_at_equal_compute(identity: str, teacher: Denoiser) -> None:
     """As much as 1,200 steps of the published setting take, counted in operations. `pytest -rP` shows the table."""
-    more, kl, tv = IDENTITIES[identity]
+    kl, tv = IDENTITIES[identity]
     options = PUBLISHED | {"identity": identity}
     published = flops(FlowMapObjective(FlowMapConfig(**PUBLISHED), CLOCK, teacher), teacher)
     steps = 1200 * published // flops(FlowMapObjective(FlowMapConfig(**options), CLOCK, teacher), teacher)
-    objective = FlowMapObjective(FlowMapConfig(**options, **more), CLOCK, teacher, steps=steps)
+    objective = FlowMapObjective(FlowMapConfig(**options), CLOCK, teacher, steps=steps)
     student = toy.two_time_from(teacher)
     toy.train(objective, student, steps)
     found = toy.kl_to_exact(student, pairs=True), distance(student)
     print(f"{identity}: {steps} steps, KL {found[0]:.4f}, one-step total variation {found[1]:.3f}")
-    assert 500 < steps < 1100
+    assert 500 < steps <= 1200
     assert found[0] < kl
     assert found[1] < tv
 
 
-def test_flow_map_learns_without_a_teacher() -> None:
+@pytest.mark.parametrize("identity", ["psd", "lsd", "esd"])
+def test_flow_map_learns_without_a_teacher(identity: str) -> None:
+    """The flow first, then its map, from the text alone."""
     student = toy.tiny_denoiser(two_times=True)
-    alone = PUBLISHED | {"diagonal_target": "data"}
-    toy.train(FlowMapObjective(FlowMapConfig(**alone), CLOCK), student, 1500, lr=5e-3)
-    assert toy.kl_to_exact(student, pairs=True) < 0.02
-    assert distance(student) < 0.15  # its targets are its own: the law comes slower than from a teacher
+    alone = PUBLISHED | {"diagonal_target": "data", "flow_first": 0.5, "identity": identity}
+    objective = FlowMapObjective(FlowMapConfig(**alone), CLOCK, steps=1500)
+    toy.train(objective, student, 1500, lr=5e-3)
+    kl, tv = toy.kl_to_exact(student, pairs=True), distance(student)
+    print(f"{identity} without a teacher: 1500 steps, KL {kl:.4f}, one-step total variation {tv:.3f}")
+    assert kl < 0.02
+    assert tv < 0.1
