@@ -311,6 +311,14 @@ CASES: dict[str, tuple[Args, tuple[str, ...]]] = {
         _distill(lambda case: fmlm()),
         ("is a flow map already: distil from the FLM it came from",),
     ),
+    "a start that is not made like the teacher": (
+        lambda case: [
+            "distill",
+            case.distillation(flm()),
+            *("--init", fmlm(), "--flow-map.head-start", "0.5", "--out", case.out),
+        ],
+        ("flow_map.head_start is 0.5, but", "was distilled with"),
+    ),
     "a teacher of another vocabulary": (
         _distill(_other_vocabulary),
         ("the tokenizer has 5 tokens and the model 17: this is the tokenizer of another run",),

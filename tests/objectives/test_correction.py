@@ -180,6 +180,10 @@ def test_two_stages_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
         ("correction --teacher FMLM", "is no FLM with probabilities"),
         ("correction --teacher CORRECTED", "is no FLM with probabilities"),
         ("correction --teacher FLM --flow-map.diagonal 0.5", "set flow_map.diagonal = 0.0, not 0.5"),
+        (
+            "correction --teacher FLM --clock.kind adaptive",
+            "objective = 'correction' has none: leave the clock",
+        ),
         ("two-stage --teacher CORRECTED --flow-map.loss cross-entropy", "use loss = 'squared-error'"),
         ("text-fmlm --teacher FLM --flow-map.identity correction", "use loss = 'squared-error'"),
     ],

@@ -251,6 +251,18 @@ def test_passages_that_repeat_themselves_are_told_late(
     assert "lower --optim.lr" in told[0]
 
 
+def test_a_start_beside_a_teacher_is_made_like_it(tmp_path: Path) -> None:
+    """Weights that fit by their shapes say nothing of a network that reads them otherwise."""
+    shutil.copytree(fmlm(), tmp_path / "start")
+    over = {"init": str(tmp_path / "start")}
+    Trainer(map_settings(flm(), over), tmp_path / "run", say=silent)
+    config = json.loads((tmp_path / "start" / "config.json").read_text())
+    config["model"]["logit_softcap"] = 3.0
+    (tmp_path / "start" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"made otherwise than its teacher .*: they differ in logit_softcap"):
+        Trainer(map_settings(flm(), over), tmp_path / "run", say=silent)
+
+
 def test_what_an_objective_warns_of_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "flowlm.objectives.flow.FlowObjective.warning", lambda self: "the targets are no targets"

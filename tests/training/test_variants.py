@@ -294,3 +294,36 @@ def test_weights_go_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest
 def test_a_clock_of_losses_needs_them_as_they_are(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"flow_map\.weight = 'inverse' and clock\.kind = 'adaptive'"):
         settings({"objective": "flow-map", "flow_map.weight": "inverse", "clock.kind": "adaptive"})
+    # which are those of rows on the diagonal
+    with pytest.raises(
+        ValueError, match=r"flow_map\.diagonal = 0 has none: give it some, or leave the clock"
+    ):
+        settings({"objective": "flow-map", "flow_map.diagonal": 0.0, "clock.kind": "adaptive"})
+
+
+def test_weights_are_of_rows_off_the_diagonal(tmp_path: Path) -> None:
+    """Those on it have another loss, which neither counts nor is weighted."""
+    teacher = trained(tmp_path / "flm", settings({"train.steps": 4}))
+    plain, weighted = (
+        begin(tmp_path / f"fmlm-{weight}", map_settings(teacher, {"flow_map.weight": weight}))
+        for weight in ("none", "inverse")
+    )
+    off = []
+    for trainer in (plain, weighted):
+        trainer.optimize()
+        trainer.model.load_state_dict(plain.model.state_dict())
+        objective: Any = trainer.objective
+        objective.prepare(trainer.model, 1)
+        draws = objective.draw(64, torch.Generator().manual_seed(0))
+        tokens = torch.randint(
+            0, 5, (64, trainer.model.config.length), generator=torch.Generator().manual_seed(1)
+        )
+        xi = torch.randn(*tokens.shape, objective.noise_width, generator=torch.Generator().manual_seed(2))
+        trainer.model.eval()
+        off.append((draws["s"] < draws["t"], objective.losses(trainer.model, tokens, xi, draws).mean(-1)))
+    (one, a), (other, b) = off
+    assert torch.equal(one, other)
+    torch.testing.assert_close(a[~one], b[~one])
+    assert not torch.allclose(a[one], b[one], rtol=1e-2)
+    seen = weighted.objective._weights.count  # type: ignore[attr-defined]
+    assert 0 < seen.sum() < 8  # of a batch of eight, those alone
