@@ -42,6 +42,7 @@ COMPARE = {
     "steps": [1, 2],
     "search_steps": [1],
     "num": 12,
+    "search_num": 6,
     "frontier": [],
 }
 MODELS = {
@@ -395,6 +396,12 @@ def test_samplers_are_chosen_with_the_search_s_seed(finished: tuple[Path, Path])
     for own in kept["calls"].values():
         assert own["sampler"] == own["by"].index(min(own["by"]))
         assert len(own["by"]) == 2
+    samples = list((work(out) / "runs").glob("mdlm-*/samples/*.jsonl"))
+    counts = {
+        (path.parents[1].name.split("-")[1], len(path.read_text().splitlines()) - 1) for path in samples
+    }
+    # of what is reported as many as for a row
+    assert counts == {("1000", 6), ("0", 12), ("1", 12)}
     rows = [one for one in report_of(out)["rows"] if one["model"] == "MDLM"]
     assert len(rows) == 8
     for one in rows:
@@ -477,6 +484,7 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
         ({"compare.steps": ["four"]}, r"compare\.steps\[0\] must be int"),
         ({"compare.share": 1.0}, r"compare\.share = 1\.0"),
         ({"compare.num": 1}, r"compare\.num = 1"),
+        ({"compare.search_num": 1}, r"compare\.search_num = 1: judge at least two"),
         ({"compare.search_seed": 1}, "chosen by what they are judged by"),
         ({"compare.sead": 1}, "did you mean"),
         ({"modles": {}}, "did you mean 'models'"),

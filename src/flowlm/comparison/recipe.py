@@ -49,6 +49,8 @@ class CompareConfig:
     """Network calls at which all models are judged."""
     num: int = 1000
     """Passages a row."""
+    search_num: int = 0
+    """Passages by which rates, samplers and knobs are chosen; as many as for a row when 0."""
     frontier: list[int] = field(default_factory=lambda: [1, 8])
     """Of these network calls, those at which a knob of every sampler is turned, to compare at the entropy of the data;
     which one, the search's seed says. It takes some six times the samples, in the search some fifteen times: in many
@@ -78,8 +80,9 @@ class CompareConfig:
             )
         if not 0 < self.share < 1:
             raise ValueError(f"compare.share = {self.share}: a share in (0, 1), so that both stages get some")
-        if self.num < 2:
-            raise ValueError(f"compare.num = {self.num}: judge at least two passages")
+        for name, least in (("num", 2), ("search_num", 0)):
+            if getattr(self, name) < least or getattr(self, name) == 1:
+                raise ValueError(f"compare.{name} = {getattr(self, name)}: judge at least two passages")
         if self.search_seed in self.seeds:
             raise ValueError(
                 f"compare.search_seed = {self.search_seed} is one of the seeds that are reported: rates and "

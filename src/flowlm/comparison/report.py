@@ -404,7 +404,7 @@ def report(runner: Runner, command: str) -> None:
         f"{compare.num} passages a row; learning rates times "
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP, as each sampler at each number "
-        "of calls, of as many as its recipe lists"
+        f"of calls, of as many as its recipe lists, by {compare.search_num or compare.num} passages"
         + ", and the one knob that is turned towards the entropy of the data" * bool(compare.frontier)
         + f". Of a student's budget {100 * compare.share:.0f} % went to its teacher. Text: {sources}."
     )

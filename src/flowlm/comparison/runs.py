@@ -354,7 +354,7 @@ class Runner:
         ranks = family(self._runs[entry.name].objective).held_out_ranks
         asked: list[Any] = [job.hash for _, job in self._searches(entry)]
         if not ranks:
-            asked += [compare.search_steps, entry.samplers[0], *self._judging()]
+            asked += [compare.search_steps, entry.samplers[0], self._search_num, *self._judging()]
         path = self.work / "rates" / f"{identity(asked)}.json"
         if path.exists():
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
@@ -442,7 +442,11 @@ class Runner:
         if entry.name in self.samplers:
             return self.samplers[entry.name]
         job = self.job(entry, min(compare.budgets), compare.search_seed, self.rate(entry))
-        path = self.work / "samplers" / f"{identity([job.hash, entry.samplers, *self._judging()])}.json"
+        path = (
+            self.work
+            / "samplers"
+            / f"{identity([job.hash, entry.samplers, self._search_num, *self._judging()])}.json"
+        )
         if not path.exists():
             training, judging = part.split(1 - _JUDGING) if part else (None, None)
             files.write_json(
@@ -524,7 +528,7 @@ class Runner:
         return evaluate_run(
             folder,
             steps,
-            self.comparison.config.num,
+            self.comparison.config.num if knobs is not None else self._search_num,
             seed=job.config.train.seed,
             device=job.config.train.device,
             dtype=job.config.train.dtype,
@@ -539,6 +543,10 @@ class Runner:
             part=part,
             **sampler,
         )
+
+    @property
+    def _search_num(self) -> int:
+        return self.comparison.config.search_num or self.comparison.config.num
 
     def _judging(self) -> list[Any]:
         """What rows depend on beside the model and its sampler."""
