@@ -259,7 +259,9 @@ def test_a_start_beside_a_teacher_is_made_like_it(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "start" / "config.json").read_text())
     config["model"]["logit_softcap"] = 3.0
     (tmp_path / "start" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"made otherwise than its teacher .*: they differ in logit_softcap"):
+    with pytest.raises(
+        ValueError, match=r"made otherwise than its teacher .*: they differ in model.logit_softcap"
+    ):
         Trainer(map_settings(flm(), over), tmp_path / "run", say=silent)
 
 

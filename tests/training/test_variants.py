@@ -313,6 +313,11 @@ def test_weights_are_of_rows_off_the_diagonal(tmp_path: Path) -> None:
         trainer.optimize()
         trainer.model.load_state_dict(plain.model.state_dict())
         objective: Any = trainer.objective
+        if trainer is weighted:
+            objective._weights.step()
+            assert 0 < objective._weights.count.sum() < 8  # of a batch of eight, those alone
+            objective._weights.total = torch.linspace(1, 2, BINS * BINS).double()
+            objective._weights.count = torch.ones(BINS * BINS).double()
         objective.prepare(trainer.model, 1)
         draws = objective.draw(64, torch.Generator().manual_seed(0))
         tokens = torch.randint(
@@ -324,6 +329,4 @@ def test_weights_are_of_rows_off_the_diagonal(tmp_path: Path) -> None:
     (one, a), (other, b) = off
     assert torch.equal(one, other)
     torch.testing.assert_close(a[~one], b[~one])
-    assert not torch.allclose(a[one], b[one], rtol=1e-2)
-    seen = weighted.objective._weights.count  # type: ignore[attr-defined]
-    assert 0 < seen.sum() < 8  # of a batch of eight, those alone
+    assert not torch.isclose(a[one], b[one], rtol=1e-2).any()
