@@ -131,6 +131,10 @@ def test_its_commands_make_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         # The semigroup takes no rate: how one would be taken, and what of, is nothing to it.
         assert now["flow_map.identity"] == "psd"
         other = (*other, "flow_map.derivative", "flow_map.log_floor")
+        # What the data tell is not asked for.
+        told = ("model.vocab_size", "model.vocabulary")
+        assert all(now[name] in (recorded.get(name), 0, "") for name in told)
+        other = (*other, *told)
         # what has become a choice since then is as it was
         assert {k: v for k, v in now.items() if k not in other} == {
             k: recorded.get(k, (plain | then)[k]) for k in now if k not in other
