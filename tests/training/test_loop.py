@@ -251,6 +251,26 @@ def test_passages_that_repeat_themselves_are_told_late(
     assert "lower --optim.lr" in told[0]
 
 
+def test_a_flow_map_is_watched_in_one_call_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(model: FlowLM, num: int, steps: int, **options: Any) -> Any:
+        rows = torch.full((16, 12), 5) if steps == 1 else torch.arange(5, 17).repeat(16, 1)
+        return iter([SimpleNamespace(tokens=rows, texts=["a"] * 16)])
+
+    monkeypatch.setattr(FlowLM, "generate_in_parts", generate)
+    lines: list[str] = []
+    trainer = Trainer(
+        map_settings(flm(), {"train.steps": 4, "train.eval_every": 4, "train.sample_steps": 2}),
+        tmp_path / "run",
+        say=lines.append,
+    )
+    trainer.start()
+    trainer.train()
+    (told,) = [line for line in lines if "repeat themselves" in line]
+    assert told.startswith("  passages of 1 network call repeat themselves: their tokens have 0.00 nats")
+    (found,) = [m for m in metrics(tmp_path / "run") if "held_out" in m]
+    assert (found["one_call_entropy"], found["sample_entropy"] > 2) == (0.0, True)
+
+
 def test_a_start_beside_a_teacher_is_made_like_it(tmp_path: Path) -> None:
     """Weights that fit by their shapes say nothing of a network that reads them otherwise."""
     shutil.copytree(fmlm(), tmp_path / "start")

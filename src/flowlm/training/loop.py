@@ -33,6 +33,7 @@ from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import DenoiserConfig
 from flowlm.device import is_out_of_memory, keep_freed_memory, moved, precision, resolve_dtype
 from flowlm.evaluation.diversity import unigram_entropy
+from flowlm.evaluation.report import calls_text
 from flowlm.evaluation.samples import current_commit
 from flowlm.families import Objective, Start, family
 from flowlm.model import DATA, FlowLM, describe_data, read_model_config
@@ -595,13 +596,20 @@ class Trainer:
             self.best = (loss, self.step)
         grid = copy.deepcopy(self.clock).to(self.device) if isinstance(self.clock, AdaptiveClock) else None
         model = FlowLM(self.ema.model, self.corpus.tokenizer, grid)
+        # A flow map is for one call, whatever is shown, and may repeat itself there alone.
+        numbers = [cfg.sample_steps, *([1] if self.config.model.two_times and cfg.sample_steps > 1 else [])]
         with self.ranks.opened(self.ema.model):
-            parts = list(model.generate_in_parts(WATCHED, cfg.sample_steps, seed=cfg.seed, dtype=cfg.dtype))
-        texts = [text for part in parts for text in part.texts][:4]
-        own = self._entropy(row for part in parts for row in part.tokens.tolist())
+            watched = {
+                k: list(model.generate_in_parts(WATCHED, k, seed=cfg.seed, dtype=cfg.dtype)) for k in numbers
+            }
+        texts = [text for part in watched[cfg.sample_steps] for text in part.texts][:4]
+        own = {
+            k: self._entropy(row for part in parts for row in part.tokens.tolist())
+            for k, parts in watched.items()
+        }
         data = self._entropy(self._held_out_rows(16 * WATCHED).tolist())
-        plural = "call" if cfg.sample_steps == 1 else "calls"
-        sample_text = f"# step {self.step}, {cfg.sample_steps} network {plural}\n" + "\n".join(texts) + "\n"
+        calls = calls_text(cfg.sample_steps)
+        sample_text = f"# step {self.step}, {calls}\n" + "\n".join(texts) + "\n"
         sample_file = self.run.path / "samples" / f"step-{self.step:08d}.txt"
         self.ranks.once(lambda: files.write_data(sample_file, sample_text))
         kinds = {f"held_out_{kind}": value for kind, value in held_out.by_kind.items()}
@@ -609,23 +617,26 @@ class Trainer:
             step=self.step,
             held_out=loss,
             held_out_by_tau=held_out.by_tau,
-            sample_entropy=own,
+            sample_entropy=own[cfg.sample_steps],
+            **({"one_call_entropy": own[1]} if len(own) > 1 else {}),
             data_entropy=data,
             **kinds,
         )
         by_kind = ", ".join(f"{kind} {value:.4f}" for kind, value in held_out.by_kind.items())
         say(
             f"step {self.step}: held-out loss {loss:.4f} {self.family.unit(self.config)}"
-            f"{f' ({by_kind})' if by_kind else ''}; {cfg.sample_steps} network {plural}:"
+            f"{f' ({by_kind})' if by_kind else ''}; {calls}:"
         )
         for text in texts[:2]:
             say(f"  {text}")
         # At first every model repeats the commonest tokens.
-        if self.step >= cfg.steps / 2 and own < COLLAPSED * data:
-            say(
-                f"  these passages repeat themselves: their tokens have {own:.2f} nats of entropy, those of held-out "
-                f"text {data:.2f}; {self.objective.remedy()}"
-            )
+        for k, entropy in own.items():
+            if self.step >= cfg.steps / 2 and entropy < COLLAPSED * data:
+                which = "these passages" if k == cfg.sample_steps else f"passages of {calls_text(k)}"
+                say(
+                    f"  {which} repeat themselves: their tokens have {entropy:.2f} nats of entropy, those of held-out "
+                    f"text {data:.2f}; {self.objective.remedy()}"
+                )
 
     def _held_out_rows(self, most: int) -> NDArray[Any]:
         """Held-out rows (n, L). They lie in the order of their source: any of them, not its beginning."""
