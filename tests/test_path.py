@@ -118,6 +118,21 @@ def test_coupled_noise_of_equal_embeddings_is_equal() -> None:
     assert not law.residual_factor.any()
 
 
+def test_coupled_noise_of_the_next_step() -> None:
+    """What follows from the frozen embedding is kept, and nothing of the former trained one."""
+    first, second, third = (embeddings(40, 8, seed=seed) for seed in range(3))
+    third.requires_grad_()
+    before, anew = coupled_noise_law(first, second), coupled_noise_law(first, third)
+    assert isinstance(before, CoupledLowRankNoise)
+    xi = torch.randn(2, 3, before.width, generator=torch.Generator().manual_seed(0))
+    was = before(xi)[1]
+    after = before.again(third)
+    assert all(torch.equal(a, b) for a, b in zip(after(xi), anew(xi), strict=True))
+    grads = [torch.autograd.grad(law(xi)[1].square().sum(), third)[0] for law in (after, anew)]
+    assert torch.equal(*grads)
+    assert torch.equal(before(xi)[1], was)
+
+
 def test_coupled_needs_one_vocabulary() -> None:
     with pytest.raises(ValueError, match="one vocabulary, got V=6 and V=7"):
         coupled_noise_law(embeddings(6), embeddings(7))

@@ -365,7 +365,7 @@ def _noise_law(config: RunConfig, student: _Sizes, teacher: _Sizes | None) -> tu
     if teacher is not None and config.flow_map.freeze_embedding:
         return 0, 0  # one law for the whole run
     if _couples(config, teacher):
-        return 10 * gram + 8 * d**3, 2 * gram + 4 * d**3
+        return 4 * gram + 4 * d**3, 2 * gram + 4 * d**3  # what follows from the teacher's alone is made once
     return 2 * gram + 2 * d**3, gram + 2 * d**3
 
 

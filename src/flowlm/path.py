@@ -9,6 +9,8 @@ Shapes: tokens (B, L), states and embedded posteriors (B, L, d), times scalar, (
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
@@ -96,25 +98,33 @@ class CoupledLowRankNoise:
     """
 
     def __init__(self, first: Tensor, second: Tensor):
-        d = first.shape[1]
-        self.width = d + second.shape[1]
-        self._split = d
-        device = first.device.type
-        with torch.autocast(device, enabled=False):
+        self.width, self._split = first.shape[1] + second.shape[1], first.shape[1]
+        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
+            self._first = first.detach().float()
+            inverse_factor = _inverse_factor(self._first)
+            self.first_factor = inverse_factor @ (self._first.T @ self._first)
+            self._solve = inverse_factor.T @ inverse_factor @ self._first.T  # G₁⁻¹E₁ᵀ, (d, V)
+        self._couple(second)
+
+    def again(self, second: Tensor) -> CoupledLowRankNoise:
+        """The same with another E₂, as after a step of its training: what follows from E₁ alone is kept."""
+        law = copy.copy(self)
+        law._couple(second)
+        return law
+
+    def _couple(self, second: Tensor) -> None:
+        with torch.autocast(second.device.type, enabled=False):
+            shared = self._solve @ second  # K
             with torch.no_grad():
-                first = first.detach().float()
-                inverse_factor = _inverse_factor(first)
-                self.first_factor = inverse_factor @ (first.T @ first)
-                solve = inverse_factor.T @ inverse_factor @ first.T  # G₁⁻¹E₁ᵀ, (d, V)
-                residual = second.detach().float() - first @ (solve @ second.detach().float())
+                residual = second.detach().float() - self._first @ shared.detach()
                 values, vectors = torch.linalg.eigh((residual.T @ residual).double())
                 # Eigenvalues below rounding are directions in which the two embeddings agree.
                 keep = values > 1e-10 * second.detach().double().square().sum().clamp_min(1e-30)
                 inverse_root = torch.where(keep, values.clamp_min(1e-300).rsqrt(), 0.0)
                 # r = ξ₂ S^½ · S⁺ AᵀA, with S^½ S⁺ = S^{-½} folded into one factor.
                 half = (inverse_root[:, None] * vectors.T).float()
-            self.second_factor = self.first_factor @ (solve @ second)
-            innovation = second - first @ (solve @ second).detach()
+            self.second_factor = self.first_factor @ shared
+            innovation = residual + (second - second.detach())  # A: its value, and the gradient of E₂ alone
             self.residual_factor = half @ (residual.T @ innovation)
 
     def __call__(self, xi: Tensor) -> tuple[Tensor, Tensor]:

@@ -529,6 +529,7 @@ def test_coupled_noise_is_one_state_for_equal_embeddings() -> None:
     """With equal embeddings, training E starts from the loss of a frozen E's objective."""
     case = Case("embedding trained")
     case.teacher.load_state_dict(make(False).state_dict())
+    case.objective._noise = None  # a teacher does not change in a run
     case.objective.prepare(case.student)
     noise = case.objective._noise(case.xi)  # type: ignore[misc]
     torch.testing.assert_close(noise[0], noise[1], atol=1e-5, rtol=1e-5)

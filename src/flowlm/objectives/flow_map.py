@@ -311,7 +311,10 @@ class FlowMapObjective(Objective):
         early = step is not None and step < self._semigroup_until
         self.identity = "psd" if early else self.config.identity
         if self.teacher is not None and not self.config.freeze_embedding:
-            self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
+            if isinstance(self._noise, CoupledLowRankNoise):
+                self._noise = self._noise.again(model.embedding)  # the teacher's does not change
+            else:
+                self._noise = coupled_noise_law(self.teacher.embedding, model.embedding)
         elif self._noise is None or not self.config.freeze_embedding or model.embedding.requires_grad:
             # Of a frozen embedding, which teacher, student and average share, it is made once. That the average's asks
             # for no gradient does not say that it stays.
