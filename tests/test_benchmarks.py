@@ -408,17 +408,23 @@ COMMITTED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").iterdi
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_what_was_measured_is_what_is_wanted(folder: Path) -> None:
-    """Of the committed figures alone: nothing is timed here."""
-    measured = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    assert not measured["quick"]
-    rows = [row for row in measured["rows"] if row["vocab"] > 2 * row["width"] and row["arm"] != "low-rank"]
-    assert {row["vocab"] for row in rows} == {8192, 50257}
-    for row in rows:
-        assert row["ratio"] >= 1, "the low-rank state is never slower"
-        if row["vocab"] == 50257 and row["arm"] == "dense":
-            assert row["ratio"] >= 1.5
-            assert row["peak_ratio"] > 2
-    distilled = json.loads((folder / "distillation.json").read_text(encoding="utf-8"))["rows"]
-    semigroup = [row for row in distilled if row["arm"] == "PSD"]
-    assert semigroup
-    assert all(row["ratio"] <= 1.75 for row in semigroup)
+    """Of the committed figures alone, where there are any: nothing is timed here."""
+    measured = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    assert measured
+    assert not any(one["quick"] for one in measured.values())
+    if "state" in measured:
+        rows = [
+            row
+            for row in measured["state"]["rows"]
+            if row["vocab"] > 2 * row["width"] and row["arm"] != "low-rank"
+        ]
+        assert {row["vocab"] for row in rows} == {8192, 50257}
+        for row in rows:
+            assert row["ratio"] >= 1, "the low-rank state is never slower"
+            if row["vocab"] == 50257 and row["arm"] == "dense":
+                assert row["ratio"] >= 1.5
+                assert row["peak_ratio"] > 2
+    if "distillation" in measured:
+        semigroup = [row for row in measured["distillation"]["rows"] if row["arm"] == "PSD"]
+        assert semigroup
+        assert all(row["ratio"] <= 1.75 for row in semigroup)

@@ -189,6 +189,18 @@ def test_a_converted_model_writes_teaches_and_trains_on(tmp_path: Path, capsys: 
             r"have shapes .* it is damaged",
         ),
         (
+            lambda c: c["state_dict"].update({"backbone.vocab_embed.embedding": torch.ones(V, 0)}),
+            r"have shapes .* it is damaged",
+        ),
+        (
+            lambda c: c["state_dict"].update({"backbone.sigma_map.mlp.2.weight": torch.ones(())}),
+            "its first block or its times have no MLP",
+        ),
+        (
+            lambda c: c["state_dict"].update({"backbone.blocks.0.mlp.0.weight": torch.ones(())}),
+            "its first block or its times have no MLP",
+        ),
+        (
             lambda c: c["state_dict"].update({ANGLES: torch.ones(0)}),
             r"have shapes .* it is damaged",
         ),
@@ -337,3 +349,18 @@ def test_a_tensor_beyond_its_numbers() -> None:
         stored = StoredTensor(lambda _: torch.zeros(5), storage, offset, shape, stride)
         with pytest.raises(ValueError, match="reaches beyond its 5 numbers"):
             stored.load()
+
+
+def test_rows_of_a_published_model_are_told_as_they_were_framed(tmp_path: Path) -> None:
+    """OpenWebText's begin with the token that ends a passage: without that being known, all would be empty."""
+    from tokenizers import Tokenizer as Plain
+    from tokenizers.models import WordLevel
+
+    for begin, end in (("[CLS]", "[SEP]"), ("<|endoftext|>", "<|endoftext|>")):
+        words = list(dict.fromkeys([begin, end, "[PAD]"]))
+        words += [f"w{i:02d}" for i in range(V - len(words))]
+        Plain(WordLevel({word: i for i, word in enumerate(words)})).save(str(tmp_path / "tokenizer.json"))
+        tokens = Tokenizer.read(str(tmp_path / "tokenizer.json"), eos=end, pad="[PAD]")
+        model = convert(saved(tmp_path, content()), tmp_path / end.strip("[]<|>"), tokens)
+        ids = [tokens.id(word) for word in (begin, "w01", "w02", end, "w03", end)]
+        assert model._text(ids).split() == ["w01", "w02", "w03"]

@@ -132,6 +132,8 @@ class EvaluateOptions(SamplerOptions):
     data: TextPlace = TextPlace()
     card: bool = False
     """Write what was measured into the card of an exported model."""
+    push: str = ""
+    """With --card: repository on the hub, USER/NAME, to put the model in with that card."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -549,6 +551,11 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     from flowlm.model import PACKAGED
     from flowlm.provenance import ABOUT, read_about
 
+    if options.push and not options.card:
+        raise ValueError(
+            f"--push {options.push} puts a model on the hub with the card that says how good it is: add --card, or use "
+            "flowlm export --push"
+        )
     if options.card and (target == PACKAGED or not (target / ABOUT).exists()):
         raise ValueError(f"{target} has no card to write to: --card is for a folder that flowlm export made")
     if options.card:
@@ -605,6 +612,10 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
     if options.card:
         write_card(target, rows, command, shown_samples(rows, samples))
         _say(f"card in {target}")
+    if options.push:
+        from flowlm.hub import push
+
+        push(target, options.push, say=_say)
     if options.json:
         write_json(options.json, rows)
         _say(f"written to {options.json}")

@@ -7,6 +7,7 @@ for an `Inert`, which keeps what the file says and does nothing, but for those t
 
 from __future__ import annotations
 
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -93,10 +94,15 @@ class StoredTensor:
         """ValueError: its numbers are missing, or fewer than its shape says."""
         sizes: list[int] = [self.offset, *self.shape, *self.stride]
         whole = len(self.shape) == len(self.stride) and all(type(n) is int and n >= 0 for n in sizes)
-        if not whole or (
-            0 not in self.shape
-            and self.offset + sum((n - 1) * by for n, by in zip(self.shape, self.stride))
-            >= self.storage.numel
+        # Of weights no two are one number: a stride of 0 would have a few of them fill any memory.
+        if (
+            not whole
+            or math.prod(self.shape) > self.storage.numel
+            or (
+                0 not in self.shape
+                and self.offset + sum((n - 1) * by for n, by in zip(self.shape, self.stride))
+                >= self.storage.numel
+            )
         ):
             raise ValueError(
                 f"a tensor of shape {self.shape} reaches beyond its {self.storage.numel} numbers"

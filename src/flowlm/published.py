@@ -25,6 +25,8 @@ __all__ = ["WEIGHTS", "convert"]
 
 WEIGHTS = ("averaged", "raw")
 PREFIX = "backbone."
+BEGINNINGS = ("[CLS]", "<|endoftext|>")
+"""Of a row of LM1B and of OpenWebText."""
 ATTENTION_SOFTCAP = 50.0
 """c of the scores in all releases."""
 LOGIT_SOFTCAP = 30.0
@@ -105,9 +107,20 @@ def convert(
         if outside:
             say(f"left out, being no part of the network: {', '.join(sorted(outside))}")
     model = FlowLM(denoiser.eval(), tokenizer)
-    folder.mkdir(parents=True, exist_ok=True)
+    begin = next((token for token in BEGINNINGS if _has(tokenizer, token)), "")
+    if begin:
+        # Both published models learned passages that were joined, cut into rows, and framed.
+        model.data = {"rows": "wrap", "bos": begin}
     model.save_pretrained(folder)
     return FlowLM.from_pretrained(folder)
+
+
+def _has(tokenizer: Tokenizer, token: str) -> bool:
+    try:
+        tokenizer.id(token)
+    except ValueError:
+        return False
+    return True
 
 
 def _state(content: Any) -> tuple[dict[str, StoredTensor], set[str]]:
@@ -157,20 +170,22 @@ def _config(
 ) -> DenoiserConfig:
     """What the network is made of: from its tensors, whatever the file says of itself."""
     shapes = [tensors[name].shape for name in ("vocab_embed.embedding", _BUFFER)]
-    if [len(shape) for shape in shapes] != [2, 1] or 0 in shapes[1]:
+    if [len(shape) for shape in shapes] != [2, 1] or any(0 in shape for shape in shapes):
         raise ValueError(f"its embedding and the angles of its positions have shapes {shapes}: it is damaged")
     (vocab, width), (half,) = shapes
     head_width = 2 * half
     blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
-    up = tensors.get("blocks.0.mlp.0.weight")
-    if up is None or width % head_width:
-        raise ValueError("its first block has no MLP, or a width that heads do not divide: it is damaged")
+    up, conditioning = tensors.get("blocks.0.mlp.0.weight"), tensors["sigma_map.mlp.2.weight"]
+    if up is None or len(up.shape) != 2 or len(conditioning.shape) != 2 or width % head_width:
+        raise ValueError(
+            "its first block or its times have no MLP, or its heads do not divide its width: it is damaged"
+        )
     found = {
         "vocab_size": vocab,
         "hidden_size": width,
         "n_blocks": len(blocks),
         "n_heads": width // head_width,
-        "cond_dim": tensors["sigma_map.mlp.2.weight"].shape[0],
+        "cond_dim": conditioning.shape[0],
     }
     for name, value in found.items():
         if name in said and said[name] != value:

@@ -77,7 +77,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path} is damaged or cut short ({error}): use a checkpoint of the run instead"
         ) from None
-    scales = {name: found.pop(name) for name in list(found) if name.endswith(SCALE)}
+    # One without its matrix is no scale, and said to be unexpected where it is.
+    scaled = [name for name in found if name.endswith(SCALE) and name.removesuffix(SCALE) in found]
+    scales = {name: found.pop(name) for name in scaled}
     for name, scale in scales.items():
         matrix = found[name.removesuffix(SCALE)]
         found[name.removesuffix(SCALE)] = matrix.to(scale.dtype) * scale

@@ -261,9 +261,9 @@ def test_claims_are_judged_seed_by_seed() -> None:
         "(33.3 ± 15.3 % against 43.3 ± 15.3 %)"
     )
     # of distances the smaller is the better
-    assert str(Verdict(claim, 1.0, "pair_tv", pairs)) == (
-        "A in 1 network call above B in 8 network calls, by distance of pairs beyond chance: holds for 1 of 3 seeds "
-        "(0.333 ± 0.153 against 0.433 ± 0.153)"
+    assert str(Verdict(claim, 1.0, "pair_tv_even", pairs)) == (
+        "A in 1 network call above B in 8 network calls, by distance of pairs, of 100 stories that can be read: holds "
+        "for 1 of 3 seeds (0.333 ± 0.153 against 0.433 ± 0.153)"
     )
     # who does not reach the entropy of the data has nothing to show; who is alone in reaching it has won nothing
     lone = Verdict(claim, 1.0, AT_ENTROPY, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)})
@@ -273,7 +273,7 @@ def test_claims_are_judged_seed_by_seed() -> None:
         "(4.0 ± 0.0 (2 of 3) against 5.0 ± 0.0 (2 of 3))"
     )
     # of whom too few can be read for a distance nothing is known
-    unread = Verdict(claim, 1.0, "pair_tv", {0: (None, 0.2), 1: (0.1, None), 2: (None, None)})
+    unread = Verdict(claim, 1.0, "pair_tv_even", {0: (None, 0.2), 1: (0.1, None), 2: (None, None)})
     assert (unread.held, unread.undecided) == (0, {"A": 2, "B": 1})
     assert "0 of 3 seeds, 2 not decided, as A could not be judged, 1 not decided, as B could not" in str(
         unread
@@ -292,28 +292,24 @@ def test_means_and_deviations_over_seeds() -> None:
     ]
 
 
-def test_distances_of_too_few_that_can_be_read_are_chance() -> None:
-    found = [(0.5, 0.2), (0.7, 0.5), (0.1, 0.19), (None, 0.0)]
-    rows = [
-        row("A", 1, seed, 0.0) | {"slot_tv": tv, "slot_tv_floor": 0.04, "parsed": parsed, "num": 500}
-        for seed, (tv, parsed) in enumerate(found)
-    ]
-    assert pivot(rows, 1.0, "slot_tv") == [{"model": "A", "1": "0.560 ± 0.141 (2 of 4)"}]
-    assert pivot(rows[2:], 1.0, "slot_tv") == [{"model": "A", "1": "not judged"}]
+def test_distances_of_too_few_that_can_be_read_are_not_judged() -> None:
+    rows = [row("A", 1, seed, 0.0) | {"slot_tv_even": tv} for seed, tv in enumerate((0.5, 0.7, None, None))]
+    assert qualities(rows) == [VALID, "slot_tv_even"]
+    assert pivot(rows, 1.0, "slot_tv_even") == [{"model": "A", "1": "0.600 ± 0.141 (2 of 4)"}]
+    assert pivot(rows[2:], 1.0, "slot_tv_even") == [{"model": "A", "1": "not judged"}]
     (one,) = summary(rows)
-    assert one["slot_tv"] == pytest.approx(0.56)
-    assert one["slot_tv_sd"] == pytest.approx(0.1414, abs=1e-4)
-    # of text without a law there are none
-    text = [row("A", 1, 0, None, 5.0)]
-    assert qualities(text) == [PLAIN]
-    assert "slot_tv" not in summary(text)[0]
+    assert one["slot_tv_even"] == pytest.approx(0.6)
+    assert one["slot_tv_even_sd"] == pytest.approx(0.1414, abs=1e-4)
+    # of text without a law there are none, nor of reports from before they were measured
+    assert qualities([row("A", 1, 0, None, 5.0)]) == [PLAIN]
+    assert qualities([row("A", 1, 0, 0.5)]) == [VALID]
 
 
 def test_a_law_and_a_frontier_are_two_qualities() -> None:
     """Of rows whose knobs were turned both are shown, and only there is an entropy "not reached"."""
     curve = {"frontier": {"entropy": 3.0, "knob": None, "curves": {}}}
     rows = [
-        row("A", 1, 0, 0.1) | curve | {AT_ENTROPY: 4.0},
+        row("A", 1, 0, 0.1) | curve | {AT_ENTROPY: 4.0} | dict.fromkeys(DISTANCES, 0.2),
         row("A", 2, 0, 0.2),
         row("B", 1, 0, 0.3) | curve | {AT_ENTROPY: None},
     ]
@@ -445,12 +441,10 @@ def test_what_a_row_lacks(tmp_path: Path) -> None:
     # one likely passage again and again
     assert runner._lack(entry, at_data | {"unique": 0.01}) == pytest.approx(0.99)
     runner.is_lawful = lambda entry: True  # type: ignore[method-assign]
-    unread = {"valid": 0.0, "pair_tv": None}
+    unread = {"valid": 0.0, "parsed": 0.0}
     assert runner._lack(entry, at_data | unread) == 2
-    few = {"valid": 0.0, "pair_tv": 0.6, "pair_tv_floor": 0.1, "parsed": 0.1, "num": 512}
-    assert runner._lack(entry, at_data | few) == 2
-    assert runner._lack(entry, at_data | few | {"parsed": 0.2}) == 1.5
-    assert runner._lack(entry, at_data | few | {"parsed": 1.0, "valid": 0.4}) == pytest.approx(1.1)
+    assert runner._lack(entry, at_data | {"valid": 0.0, "parsed": 0.3}) == pytest.approx(1.7)
+    assert runner._lack(entry, at_data | {"valid": 0.4, "parsed": 0.5}) == pytest.approx(1.1)
     # Of two that wrote no valid story, the one that is nearer to the data.
     near, far = (at_data | unread | {"perplexity": p} for p in (5.0, 40.0))
     assert 2 < runner._lack(entry, near) < runner._lack(entry, far)
@@ -462,14 +456,19 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
     )
     curve = {"frontier": {"entropy": 3.0, "knob": None, "curves": {}}}
     rows = [
-        row("FMLM", 1, 0, 0.3) | curve | {AT_ENTROPY: 9.0, "pair_tv": 0.2, "pair_tv_floor": 0.1},
-        row("SDTT", 2, 0, 0.2) | curve | {AT_ENTROPY: 8.0, "pair_tv": 0.4, "pair_tv_floor": 0.1},
+        row("FMLM", 1, 0, 0.3) | curve | {AT_ENTROPY: 9.0, "slot_tv_even": None, "pair_tv_even": 0.1},
+        row("SDTT", 2, 0, 0.2) | curve | {AT_ENTROPY: 8.0, "slot_tv_even": None, "pair_tv_even": 0.3},
     ]
     found = verdicts(comparison, rows)
-    assert [(v.key, v.held) for v in found] == [(VALID, 1), ("slot_tv", 0), ("pair_tv", 1), (AT_ENTROPY, 0)]
+    assert [(v.key, v.held) for v in found] == [
+        (VALID, 1),
+        ("slot_tv_even", 0),
+        ("pair_tv_even", 1),
+        (AT_ENTROPY, 0),
+    ]
     assert found[0].pairs == {0: (0.3, 0.2)}
     assert found[1].pairs == {0: (None, None)}
-    assert found[2].pairs == {0: (pytest.approx(0.1), pytest.approx(0.3))}
+    assert found[2].pairs == {0: (0.1, 0.3)}
     del rows[1]["frontier"]  # there no knob was turned: nothing is claimed
     assert [v.key for v in verdicts(comparison, rows)] == [VALID, *DISTANCES]
 

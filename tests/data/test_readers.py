@@ -502,6 +502,9 @@ def test_a_field_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         ValueError, match=r"t\.jsonl, line 2 has the field 'text' more than once: mend the line"
     ):
         passages(path)
+    path.write_text('{"año": "a", "año": "c"}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="has the field 'año' more than once"):
+        list(TextReader(path, field="año").documents())
 
 
 # -------------------------------------------------------------------------------------- files as systems have them

@@ -14,6 +14,8 @@ KEYS = {
     "num", "parsed", "valid", "broken", "nll_per_story", "nll_per_token",
     "slot_tv", "slot_tv_max", "slot_tv_by_slot", "slot_tv_floor",
     "pair_tv", "pair_tv_max", "pair_tv_floor",
+    "slot_tv_even",
+    "pair_tv_even",
     "slot_coverage", "pair_coverage", "intervals",
 }  # fmt: skip
 
@@ -202,3 +204,17 @@ def test_errors(story: Grammar) -> None:
         score([], story)
     with pytest.raises(ValueError, match="single string 'Anna was"):
         score("Anna was a kind girl.", story)
+
+
+def test_even_distances_do_not_depend_on_how_many_there_are(story: Grammar) -> None:
+    """Of exact stories, and of stories that are half one child's: the same of 100 of them as of 1,000."""
+    exact = story.sample(1000, 3)
+    same = [text for text in story.sample(4000, 4) if text.startswith("Finn ")][:300]
+    for texts in (exact, exact[:300] + same):
+        few, many = score(texts[:: len(texts) // 150], story), score(texts, story)
+        for key in ("slot_tv_even", "pair_tv_even"):
+            assert few[key] == pytest.approx(many[key], abs=0.015)
+        assert few["pair_tv"] > many["pair_tv"] + 0.05
+    assert many["slot_tv_even"] > score(exact, story)["slot_tv_even"] + 0.005
+    assert score(exact[:99], story)["pair_tv_even"] is None
+    assert score(texts, story) == many

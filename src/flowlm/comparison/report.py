@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from flowlm.comparison.recipe import Claim, Comparison
-from flowlm.comparison.runs import Runner, distance
+from flowlm.comparison.runs import Runner
 from flowlm.device import describe, resolve_device
+from flowlm.evaluation.oracle import EVEN
 from flowlm.evaluation.plots import Panel, plot_frontier, plot_panels
 from flowlm.evaluation.report import (
     NOT_REACHED,
@@ -59,6 +60,8 @@ _MEANS = (
     "self_bleu",
     "copied",
     "longest_copy",
+    "slot_tv_even",
+    "pair_tv_even",
     "slot_tv",
     "pair_tv",
     "pair_coverage",
@@ -78,8 +81,9 @@ NGRAM_AT_ENTROPY, ALIKE = "ngram_perplexity_at_data_entropy", "self_bleu_at_data
 TURNED = (AT_ENTROPY, NGRAM_AT_ENTROPY, ALIKE)
 PARSED, NGRAM, ENTROPY = "parsed", "ngram_perplexity", "entropy"
 SHARES = (VALID, PARSED)
-#: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same.
-DISTANCES = ("slot_tv", "pair_tv")
+#: Distances from a law: of the slots of passages, and of pairs of slots, which show who always tells the same. Of as
+#: many passages for all: the fewer there are, the farther chance alone puts them.
+DISTANCES = ("slot_tv_even", "pair_tv_even")
 
 
 def qualities(rows: Sequence[Row]) -> list[str]:
@@ -89,7 +93,8 @@ def qualities(rows: Sequence[Row]) -> list[str]:
     lawful = any(row.get(VALID) is not None for row in rows)
     turned = [row for row in rows if row.get("frontier")]
     by_two = any(row.get(NGRAM_AT_ENTROPY) not in (None, row.get(AT_ENTROPY)) for row in turned)
-    found = [VALID, *DISTANCES] * lawful + [AT_ENTROPY] * bool(turned) + [NGRAM_AT_ENTROPY] * by_two
+    apart = [key for key in DISTANCES if any(key in row for row in rows)]
+    found = [VALID, *apart] * lawful + [AT_ENTROPY] * bool(turned) + [NGRAM_AT_ENTROPY] * by_two
     return found or [PLAIN]
 
 
@@ -101,11 +106,6 @@ def beside(rows: Sequence[Row]) -> list[str]:
     lawful = any(row.get(VALID) is not None for row in rows)
     turned = any(row.get("frontier") for row in rows)
     return [PARSED, NGRAM] * lawful + [ENTROPY] + [ALIKE] * turned
-
-
-def _value(row: Row, key: str) -> float | None:
-    """A quality of a row; None where it was not measured, or of too little."""
-    return distance(row, key) if key in DISTANCES else row.get(key)
 
 
 def _asked(rows: Sequence[Row], key: str) -> list[Row]:
@@ -129,7 +129,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
     for (budget, model, nfe), same in _groups(rows).items():
         values: dict[str, Any] = {"budget": budget, "model": model, "nfe": nfe, "seeds": len(same)}
         for name in _MEANS:
-            known = [value for row in same if (value := _value(row, name)) is not None]
+            known = [value for row in same if (value := row.get(name)) is not None]
             if known:
                 values[name] = (statistics.median if name == "latency" else statistics.fmean)(known)
             if name in keys:
@@ -156,7 +156,7 @@ def pivot(rows: Sequence[Row], budget: float, key: str) -> list[dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for (_, model, nfe), same in groups.items():
         cells = out.setdefault(model, {"model": model, **{str(k): "" for k in calls}})
-        cells[str(nfe)] = _shown(key, [_value(row, key) for row in same])
+        cells[str(nfe)] = _shown(key, [row.get(key) for row in same])
     return list(out.values())
 
 
@@ -220,8 +220,8 @@ NAMES = {
     VALID: "valid passages",
     PARSED: "passages that can be read",
     NGRAM: "perplexity under the n-gram model",
-    "slot_tv": "distance of slots beyond chance",
-    "pair_tv": "distance of pairs beyond chance",
+    "slot_tv_even": f"distance of slots, of {EVEN} stories that can be read",
+    "pair_tv_even": f"distance of pairs, of {EVEN} stories that can be read",
     PLAIN: "perplexity",
     AT_ENTROPY: "perplexity at data entropy",
     NGRAM_AT_ENTROPY: "n-gram perplexity at data entropy",
@@ -236,7 +236,7 @@ def judged(rows: Sequence[Row], entry: str, nfe: int, budget: float, key: str) -
         row["seed"]: float(value)
         for row in rows
         if (row["entry"], row["nfe"], row["budget"]) == (entry, nfe, budget)
-        and (value := _value(row, key)) is not None
+        and (value := row.get(key)) is not None
     }
 
 
@@ -290,7 +290,7 @@ def _panels(rows: Sequence[Row], references: Sequence[Row], budget: float, key: 
         (
             value
             for row in references
-            if row["model"] in ("law", "held-out") and (value := _value(row, key)) is not None
+            if row["model"] in ("law", "held-out") and (value := row.get(key)) is not None
         ),
         None,
     )
@@ -321,7 +321,7 @@ def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, floa
     known = [
         (row[across], float(value))
         for row in same
-        if row.get(across) is not None and (value := _value(row, key)) is not None
+        if row.get(across) is not None and (value := row.get(key)) is not None
     ]
     if not known:
         return None

@@ -45,20 +45,8 @@ TERA = 1e12
 ROWS = "rows"
 SHOWN = 5
 """Passages of a row that are kept beside it."""
-READABLE = 100
-"""Passages of which a distance from the law is taken, at least."""
 _JUDGING = 0.3
 """Of the time for a model, what its samples take; the rest is its training."""
-
-
-def distance(row: Mapping[str, Any], key: str) -> float | None:
-    """How much farther from the law than as many exact passages of it; None where there are too few to say.
-
-    It is taken of the passages that can be read, and the fewer these are the farther chance alone puts them: what
-    exact ones have, ``…_floor``, is taken off, so that models with more of them and with fewer compare.
-    """
-    few = row.get("parsed") is not None and row["parsed"] * row["num"] < READABLE
-    return None if few or row.get(key) is None else float(row[key]) - float(row[f"{key}_floor"])
 
 
 def source_hash() -> str:
@@ -410,9 +398,9 @@ class Runner:
     def _lack(self, entry: Entry, row: dict[str, Any]) -> float:
         """How far the passages of a row are from the data, graded, whether they are too bad or too much alike.
 
-        In nats: how far log perplexity and entropy are from those of held-out text, and the share of passages that
-        another one is the same as. Of a law also the share of stories that it does not have, and the distance of
-        pairs of slots from it: alone, these would be the same for all whose budget was too small for a valid story.
+        In nats: how far log perplexity and entropy are from those of held-out text, and how many passages fewer there
+        are than would be if none were another's copy. Of a law also the shares of stories that it does not have, and
+        that cannot even be read: alone, these would be the same for all whose budget was too small for a valid story.
         """
         if row["perplexity"] is None:
             return math.inf
@@ -422,8 +410,7 @@ class Runner:
         lack = abs(math.log(row["perplexity"] / data["perplexity"])) + abs(row["entropy"] - data["entropy"])
         lack += 1.0 - float(row["unique"])
         if self.is_lawful(entry):
-            apart = distance(row, "pair_tv")
-            lack += 1.0 - float(row["valid"]) + (1.0 if apart is None else apart)
+            lack += 1.0 - float(row["valid"]) + 1.0 - float(row["parsed"])
         return lack
 
     def calls(self, entry: Entry, steps: int) -> int:
@@ -675,7 +662,7 @@ class Runner:
 
     def samples(self) -> dict[str, dict[str, list[str]]]:
         """Passages of each model, of the largest budget and the first seed, at the network calls that claims are
-        about, or at the fewest; who takes as many calls as there are tokens stands among all."""
+        about, or at the fewest; who takes others, as many as there are tokens, stands beside with its own."""
         compare = self.comparison.config
         of = {
             e.name: self._texts[e.name, max(compare.budgets), compare.seeds[0]]
@@ -684,14 +671,14 @@ class Runner:
         claimed = {k for claim in self.comparison.claims for k in (claim.at, claim.than_at)}
         out: dict[str, dict[str, list[str]]] = {}
         for k in sorted(claimed or {min(compare.steps)}):
-            shown = {name: texts[str(k)] for name, texts in of.items() if str(k) in texts}
-            if shown:
-                alone = {
-                    f"{n} ({calls_text(int(*t))})": next(iter(t.values()))
-                    for n, t in of.items()
-                    if len(t) == 1
-                }
-                out[calls_text(k)] = shown | (alone if len(compare.steps) > 1 else {})
+            out[calls_text(k)] = {
+                name if str(k) in texts else f"{name} ({calls_text(int(own))})": texts[own]
+                for name, texts in of.items()
+                if texts
+                for own in [
+                    str(k) if str(k) in texts else min(texts, key=lambda number: abs(int(number) - k))
+                ]
+            }
         return out
 
 

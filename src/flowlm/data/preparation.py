@@ -282,8 +282,6 @@ class _Preparation:
         """Those from number `first` on: what was done with the others took its time before."""
         told = 0
         for number, document in enumerate(self.reader.documents()):
-            if number < first:
-                continue
             at = self.reader.done // _PROGRESS_UNIT
             if number == first > 0:
                 told = at
@@ -291,7 +289,8 @@ class _Preparation:
             if at > told:
                 told = at
                 progress.advance(min(at, progress.total))
-            yield document
+            if number >= first:
+                yield document
 
     # -- first pass: hashes, counts, which documents are held out --------------------------------------------
 

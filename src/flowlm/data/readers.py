@@ -576,7 +576,7 @@ def _times(line: str, field: str) -> int:
 
 
 def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
-    good, name = 0, json.dumps(field)
+    good, names = 0, {json.dumps(field), json.dumps(field, ensure_ascii=False)}
     for number, line in enumerate(lines, 1):
         if line.isspace():
             continue
@@ -589,7 +589,7 @@ def _jsonl(lines: IO[str], entry: _Entry, field: str) -> Iterator[str]:
             ) from None
         if not isinstance(record, dict):
             raise ValueError(f"{entry}{where} holds {type(record).__name__}, not an object with fields")
-        if line.count(name) > 1 and _times(line, field) > 1:
+        if sum(map(line.count, names)) > 1 and _times(line, field) > 1:
             raise ValueError(f"{entry}{where} has the field {field!r} more than once: mend the line")
         if field not in record and good:
             raise ValueError(

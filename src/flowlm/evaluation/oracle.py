@@ -18,10 +18,13 @@ from numpy.typing import NDArray
 
 from flowlm.data.grammar import Grammar, tokenize
 from flowlm.evaluation.bootstrap import mean_interval, share_interval
+from flowlm.rng import key
 
-__all__ = ["MAX_JOINT_VALUES", "pairs", "score", "tv_floor"]
+__all__ = ["EVEN", "MAX_JOINT_VALUES", "pairs", "score", "tv_floor"]
 
 MAX_JOINT_VALUES = 200
+EVEN, DRAWS = 100, 50
+"""Parsed stories of which a distance is taken that compares whatever their number, and how often they are drawn."""
 
 
 def pairs(grammar: Grammar) -> list[tuple[str, str]]:
@@ -68,6 +71,9 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
     - ``pair_tv``, ``pair_tv_max``: the same of the joint law of the `pairs` of slots;
     - ``slot_tv_floor``, ``pair_tv_floor``: what as many exact samples as stories were parsed would give for
       the two means (see `tv_floor`);
+    - ``slot_tv_even``, ``pair_tv_even``: the two means of `EVEN` parsed stories, the mean over `DRAWS` draws of so
+      many. The fewer stories, the farther chance alone puts them, so ``slot_tv`` and ``pair_tv`` compare at equal
+      numbers of parsed ones alone; these always do. None for fewer than `EVEN`;
     - ``slot_coverage``, ``pair_coverage``: the law's probability of the values that parsed stories show at least
       once, mean over slots, and over the same pairs of slots. It rises with the number of stories: compare at equal
       numbers, and with as many exact samples, whose expectation is sum_v p(v) (1 - (1 - p(v))^n);
@@ -115,20 +121,26 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
         },
     }
     names = ("slot_tv", "slot_tv_max", "slot_tv_floor", "pair_tv", "pair_tv_max", "pair_tv_floor")
+    even = ("slot_tv_even", "pair_tv_even")
     if not rows:
-        return report | dict.fromkeys(names)
+        return report | dict.fromkeys((*names, *even))
+    source = np.random.Generator(np.random.Philox(key("parsed stories", len(rows))))
+    drawn = [source.choice(len(rows), EVEN, replace=False) for _ in range(DRAWS)] if len(rows) >= EVEN else []
 
     codes = dict(zip(grammar.slots, np.array(rows, np.int64).T, strict=True))
     slot_tv: dict[str, float] = {}
     slot_floor: list[float] = []
+    slot_even: list[float] = []
     slot_coverage: list[float] = []
     for slot in grammar.slots:
         probs = np.array(list(grammar.marginal(slot).values()))
         slot_tv[slot] = _tv(codes[slot], probs)
         slot_floor.append(tv_floor(probs, len(rows)))
+        slot_even += [_tv(codes[slot][some], probs) for some in drawn]
         slot_coverage.append(_coverage(codes[slot], probs))
     pair_tv: list[float] = []
     pair_floor: list[float] = []
+    pair_even: list[float] = []
     pair_coverage: list[float] = []
     for a, b in pairs(grammar):
         joint = np.zeros((len(values[a]), len(values[b])))
@@ -139,6 +151,7 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
         pair_tv.append(_tv(told, joint.ravel()))
         pair_coverage.append(_coverage(told, joint.ravel()))
         pair_floor.append(tv_floor(joint, len(rows)))
+        pair_even += [_tv(told[some], joint.ravel()) for some in drawn]
     measured = (
         _mean(list(slot_tv.values())),
         max(slot_tv.values()),
@@ -148,6 +161,7 @@ def score(texts: Sequence[str], grammar: Grammar) -> dict[str, Any]:
         _mean(pair_floor),
     )
     report |= {"slot_tv_by_slot": slot_tv} | dict(zip(names, measured, strict=True))
+    report |= dict(zip(even, map(_mean, (slot_even, pair_even)), strict=True))
     return report | {"slot_coverage": _mean(slot_coverage), "pair_coverage": _mean(pair_coverage)}
 
 

@@ -109,7 +109,7 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
             if started != student:
                 raise ValueError(
                     f"{config.init}, whose weights the student is to start from, is made otherwise than its teacher "
-                    f"{config.teacher}: they differ in {', '.join(_differences(started, student))}"
+                    f"{config.teacher}: they differ in {', '.join(_differences(started, student)) or 'their tokens'}"
                 )
         model = student
     elif config.init:
