@@ -45,10 +45,10 @@ class Progress:
 
     def __enter__(self) -> Progress:
         self._start = self._told = time.perf_counter()
-        if self._shown and sys.stderr.isatty():
-            # One bar at a time: that of a job within a job would write over it.
-            self._shown = not Progress._live
-        if self._shown and sys.stderr.isatty():
+        terminal = self._shown and sys.stderr.isatty()
+        # One bar at a time: that of a job within a job would write over it.
+        self._shown = self._shown and not (terminal and Progress._live)
+        if terminal and self._shown:
             Progress._live = True
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -131,7 +131,7 @@ def summary(rows: Sequence[Row]) -> list[dict[str, Any]]:
         for name in _MEANS:
             known = [value for row in same if (value := row.get(name)) is not None]
             if known:
-                values[name] = (statistics.median if name == "latency" else statistics.fmean)(known)
+                values[name] = _typical(name, known)
             if name in keys:
                 if len(known) > 1:
                     values[f"{name}_sd"] = statistics.stdev(known)
@@ -326,13 +326,12 @@ def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, floa
     if not known:
         return None
     places, values = zip(*known, strict=True)
-    # A time that something else on the machine took is no time of the model's.
-    return (
-        (statistics.median if across == "latency" else statistics.fmean)(places),
-        statistics.fmean(values),
-        min(values),
-        max(values),
-    )
+    return _typical(across, places), statistics.fmean(values), min(values), max(values)
+
+
+def _typical(key: str, values: Sequence[float]) -> float:
+    """Of several seeds the mean; of seconds the median, since another program may have taken some."""
+    return statistics.median(values) if key == "latency" else statistics.fmean(values)
 
 
 def check_former(folder: Path, command: str, force: bool = False) -> None:

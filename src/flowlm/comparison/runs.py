@@ -671,14 +671,12 @@ class Runner:
         claimed = {k for claim in self.comparison.claims for k in (claim.at, claim.than_at)}
         out: dict[str, dict[str, list[str]]] = {}
         for k in sorted(claimed or {min(compare.steps)}):
-            out[calls_text(k)] = {
-                name if str(k) in texts else f"{name} ({calls_text(int(own))})": texts[own]
-                for name, texts in of.items()
-                if texts
-                for own in [
-                    str(k) if str(k) in texts else min(texts, key=lambda number: abs(int(number) - k))
-                ]
-            }
+            shown = out[calls_text(k)] = {}
+            for name, texts in of.items():
+                if not texts:
+                    continue  # it diverged
+                own = min((abs(int(number) - k), int(number)) for number in texts)[1]
+                shown[name if own == k else f"{name} ({calls_text(own)})"] = texts[str(own)]
         return out
 
 

@@ -413,11 +413,14 @@ def _text(
             raise ValueError(f"data.bos = {config.bos!r}: {error}") from None
     path = Path(config.path)
     origin: dict[str, Any] = {}
-    if config.corpus == "docs" and config.path and not is_prepared(path):
-        raise ValueError(f"{config._own_text()}, unless it is a folder that `flowlm prepare docs --out` made")
-    if config.corpus == "docs" and not config.path:
-        path, versions = docs.build(cache_folder(), say, like)
-        origin = {"versions": versions, "licences": docs.LICENCES}
+    if config.corpus == "docs":
+        if not config.path:
+            path, versions = docs.build(cache_folder(), say, like)
+            origin = {"versions": versions, "licences": docs.LICENCES}
+        elif not is_prepared(path):
+            raise ValueError(
+                f"{config._own_text()}, unless it is a folder that `flowlm prepare docs --out` made"
+            )
     if config.path and is_prepared(path):
         if folder is not None:
             raise ValueError(
@@ -464,9 +467,8 @@ def _text(
         return made
 
     own = "" if tokenizer is None else tokenizer.sha256
-    written = (
-        origin if config.corpus in CORPORA or config.corpus == "docs" else {}
-    )  # rows that are taken elsewhere say what they are
+    # Rows that are taken elsewhere say what they are.
+    written = origin if config.corpus in (*CORPORA, "docs") else {}
     if folder is not None:
         made = prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False, origin=written)
         return made, origin

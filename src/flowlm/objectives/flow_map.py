@@ -374,7 +374,8 @@ class FlowMapObjective(Objective):
             # Those on the diagonal have another loss, whose size says nothing of these.
             off = draws["s"] < draws["t"]
             tau = self.clock.tau(draws["s"]), self.clock.tau(draws["t"])
-            self._weights.observe(tau[0][off], tau[1][off], losses.mean(-1)[moved(off, losses.device)])
+            rows = off.nonzero().flatten()  # of the CPU: to pick by a mask would wait for the device
+            self._weights.observe(tau[0][rows], tau[1][rows], losses.mean(-1)[moved(rows, losses.device)])
             weights = torch.where(off, self._weights.of(*tau), 1.0)
             losses = losses * moved(weights, losses.device)[:, None]
         return losses

@@ -90,6 +90,13 @@ def _spread(tokens: NDArray[Any], num: int) -> Tensor:
     return torch.from_numpy(rows.astype(np.int64))
 
 
+def _started(config: RunConfig) -> DenoiserConfig:
+    """The model that starts from the weights of `config.init`. ValueError: it cannot."""
+    kind, source = family(config.objective), read_model_config(Path(config.init))
+    kind.check_source(config, source, config.init)
+    return source if source.two_times else dataclasses.replace(source, **kind.fill(config))
+
+
 def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
     """Fill in what only the data, the objective or the run it starts from know: vocabulary, family, second time."""
     model, kind = config.model, family(config.objective)
@@ -103,9 +110,7 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
                 f"(asked for: {', '.join(_differences(model, student))})"
             )
         if config.init:
-            source = read_model_config(Path(config.init))
-            kind.check_source(config, source, config.init)
-            started = source if source.two_times else dataclasses.replace(source, **kind.fill(config))
+            started = _started(config)
             if started != student:
                 raise ValueError(
                     f"{config.init}, whose weights the student is to start from, is made otherwise than its teacher "
@@ -113,9 +118,7 @@ def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
                 )
         model = student
     elif config.init:
-        source = read_model_config(Path(config.init))
-        kind.check_source(config, source, config.init)
-        model = source if source.two_times else dataclasses.replace(source, **kind.fill(config))
+        model = _started(config)
     elif tokenizer is not None:
         if model.vocab_size not in (0, tokenizer.vocab_size):
             raise ValueError(
@@ -597,7 +600,7 @@ class Trainer:
         grid = copy.deepcopy(self.clock).to(self.device) if isinstance(self.clock, AdaptiveClock) else None
         model = FlowLM(self.ema.model, self.corpus.tokenizer, grid)
         # A flow map is for one call, whatever is shown, and may repeat itself there alone.
-        numbers = [cfg.sample_steps, *([1] if self.config.model.two_times and cfg.sample_steps > 1 else [])]
+        numbers = dict.fromkeys((cfg.sample_steps, 1) if self.config.model.two_times else (cfg.sample_steps,))
         with self.ranks.opened(self.ema.model):
             watched = {
                 k: list(model.generate_in_parts(WATCHED, k, seed=cfg.seed, dtype=cfg.dtype)) for k in numbers
