@@ -25,7 +25,8 @@ from flowlm.data import preparation
 from flowlm.data.corpora import Corpus, DataConfig, load_corpus, prepare_corpus
 from flowlm.data.preparation import _encode
 from flowlm.data.prepared import FORMAT, META, Recipe, open_prepared
-from flowlm.data.readers import TextReader, UnreadableError
+from flowlm.data.readers import TextReader
+from flowlm.data.remote import UnreadableError
 from flowlm.data.split import Smallest, count_across, count_distinct
 from flowlm.data.tokens import Tokenizer
 

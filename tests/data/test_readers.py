@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flowlm.data.readers import TextReader, UnreadableError
+from flowlm.data.readers import TextReader
+from flowlm.data.remote import UnreadableError
 
 LINES = ["The cat sat.", "A “dog” barked, twice.", "naïve 漢字 text"]
 TEXT = "\n".join(LINES) + "\n"

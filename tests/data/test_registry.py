@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from hypothesis import given
 from hypothesis import settings as draws
 from hypothesis import strategies as st
 
+from flowlm import files
 from flowlm.config import load_recipe
 from flowlm.data import download, preparation, registry
 from flowlm.data.corpora import DataConfig, load_corpus, prepare_corpus
@@ -32,6 +34,7 @@ from flowlm.data.detokenize import lm1b
 from flowlm.data.prepared import META, Recipe
 from flowlm.data.readers import TextReader
 from flowlm.data.registry import CORPORA, TOKENIZERS
+from flowlm.data.remote import UnreadableError
 from flowlm.data.tokens import Tokenizer
 from flowlm.evaluation.judge import TextJudge
 from flowlm.model import FlowLM
@@ -587,10 +590,10 @@ def test_any_recipe_takes_a_corpus_by_name(tmp_path: Path, small: dict[str, str]
 class Hub:
     """Stands for `datasets` and the hub's file system: files of a folder, copied when they are downloaded."""
 
-    COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
     def __init__(self, repositories: Path, cache: Path):
-        self.repositories, self.cache, self.asked = repositories, cache, []
+        self.repositories, self.cache = repositories, cache
+        self.asked: list[str] = []
+        self.reads = self.breaks = 0
 
     def load_dataset_builder(self, kind: str, *, data_files: dict[str, list[str]]) -> Any:
         assert kind == "parquet"
@@ -616,10 +619,8 @@ class Hub:
         return SimpleNamespace(download=lambda urls: [self.download(url) for url in urls])
 
     def download(self, url: str) -> str:
-        repository, _, inside = self.parts(url)
-        target = (
-            self.cache / f"datasets--{repository.replace('/', '--')}" / "snapshots" / self.COMMIT / inside
-        )
+        repository, commit, inside = self.parts(url)
+        target = self.cache / f"datasets--{repository.replace('/', '--')}" / "snapshots" / commit / inside
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.repositories / repository / inside, target)
         return str(target)
@@ -632,7 +633,22 @@ class Hub:
 
     def info(self, url: str) -> dict[str, int]:
         repository, _, inside = self.parts(url)
-        return {"size": (self.repositories / repository / inside).stat().st_size}
+        path = self.repositories / repository / inside
+        return {"size": path.stat().st_size, "lfs": {"sha256": files.sha256(path)}}
+
+    def open(self, url: str, mode: str) -> Any:
+        assert mode == "rb"
+        repository, _, inside = self.parts(url)
+        hub = self
+
+        class Reading(io.FileIO):
+            def read(self, size: int | None = -1) -> bytes:
+                hub.reads += 1
+                if 0 < hub.breaks <= hub.reads:
+                    raise ConnectionError("the line is dead")
+                return super().read(size)
+
+        return Reading(self.repositories / repository / inside)
 
 
 @pytest.fixture
@@ -655,10 +671,11 @@ def test_from_the_hub(
     said: list[str] = []
     config = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
     corpus = load_corpus(config, 16, report=said.append)
-    place = "hf://datasets/billion-word-benchmark/lm1b@refs/convert/parquet/plain_text"
+    commit = CORPORA["lm1b"].revision
+    place = f"hf://datasets/billion-word-benchmark/lm1b@{commit}/plain_text"
     assert hub.asked == [f"{place}/train/*.parquet", f"{place}/test/*.parquet"]
     assert any("lm1b: 3 files of billion-word-benchmark/lm1b" in line for line in said)
-    assert (corpus.meta["repository"], corpus.meta["commit"]) == ("billion-word-benchmark/lm1b", Hub.COMMIT)
+    assert (corpus.meta["repository"], corpus.meta["commit"]) == ("billion-word-benchmark/lm1b", commit)
     local = load_corpus(dataclasses.replace(config, path=str(folder)), 16)
     assert np.array_equal(corpus.train, local.train)
     assert np.array_equal(corpus.held_out, local.held_out)
@@ -679,17 +696,79 @@ def test_a_hub_without_the_files(hub: Hub, small: dict[str, str], monkeypatch: p
     folder = hub.repositories / "billion-word-benchmark" / "lm1b"
     write(folder / "plain_text" / "train" / "0000.parquet", SENTENCES)
     with pytest.raises(
-        ValueError, match=r"at refs/convert/parquet has no files plain_text/test/\*\.parquet: give a folder"
+        ValueError,
+        match=rf"at {CORPORA['lm1b'].revision} has no files plain_text/test/\*\.parquet: give a folder",
     ):
         load_corpus(config, 16)
     lm1b_files(folder)
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100))
     with pytest.raises(
-        OSError, match=r"the files of lm1b take .* GB, and .* left: .*HF_HOME; nothing was fetched"
+        OSError,
+        match=r"the files of lm1b take 0\.0 GB, and the rows made of them about 1\.8 GB on the same disk, and .* has "
+        r"0\.0 GB left: .*HF_HOME, or .* --data\.streaming true; nothing was fetched",
     ):
         load_corpus(config, 16)
     assert not hub.cache.exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**9))  # for the files alone
+    with pytest.raises(OSError, match="nothing was fetched"):
+        load_corpus(config, 16)
+    # the hub's cache on another disk: the rows' own room is judged when they are made
+    monkeypatch.setattr(download, "_disk", lambda place: place == folder)
+    download._check_room("lm1b", 100, folder)
+    with pytest.raises(OSError, match=r"lm1b take 2\.0 GB, and .* has 1\.0 GB left"):
+        download._check_room("lm1b", 2 * 10**9, folder)
+
+
+def test_read_on_the_hub(
+    hub: Hub, small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is kept of the files; rows and what is said of them are those of files that are fetched."""
+    folder = lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", test=SENTENCES[:20])
+    fetched = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
+    config = dataclasses.replace(fetched, streaming=True)
+    hub.breaks = 9  # in the midst of the work
+    with pytest.raises(UnreadableError, match=r"the hub cannot be reached.*lm1b@8d52.*parquet.*go on once"):
+        load_corpus(config, 16)
+    assert list((tmp_path / "cache").glob("*.partial")), "what was done before is kept"
+    hub.breaks = 0
+    said: list[str] = []
+    corpus = load_corpus(config, 16, report=said.append)
+    assert any("going on with a preparation that was interrupted" in line for line in said)
+    assert not hub.cache.exists()
+    local = load_corpus(dataclasses.replace(fetched, path=str(folder)), 16)
+    assert np.array_equal(corpus.train, local.train)
+    assert np.array_equal(corpus.held_out, local.held_out)
+    assert corpus.meta["commit"] == CORPORA["lm1b"].revision
+    # the hub is asked once, and the rows stand for those of files that are fetched
+    reads, asked = hub.reads, len(hub.asked)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert np.array_equal(load_corpus(config, 16).train, corpus.train)
+    assert (hub.reads, len(hub.asked)) == (reads, asked)
+    monkeypatch.undo()
+
+
+def test_rows_are_the_same_however_the_hub_is_read(hub: Hub, small: dict[str, str], tmp_path: Path) -> None:
+    lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", test=SENTENCES[:20])
+    fetched = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
+    load_corpus(fetched, 16)
+    said: list[str] = []
+    load_corpus(dataclasses.replace(fetched, streaming=True), 16, report=said.append)
+    assert hub.reads == 0
+    assert len(list((tmp_path / "cache").glob("lm1b-*"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ({"corpus": "text", "path": "a.txt"}, "data.path = 'a.txt'"),
+        ({"corpus": "lm1b", "path": "folder"}, "data.path = 'folder'"),
+        ({}, "data.corpus = 'grammar'"),
+    ],
+)
+def test_only_the_hub_streams(given: dict[str, Any], where: str) -> None:
+    with pytest.raises(ValueError, match=rf"data\.streaming reads a corpus by name .*{where} is here"):
+        DataConfig(**given, streaming=True)
 
 
 def test_no_way_to_the_hub(hub: Hub, small: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,13 +800,25 @@ def test_no_way_to_the_hub(hub: Hub, small: dict[str, str], monkeypatch: pytest.
         load_corpus(DataConfig(corpus="lm1b"), 16)
 
 
-def test_what_was_noted_is_not_believed_blindly(tmp_path: Path) -> None:
-    note = tmp_path / "note.json"
-    assert download._read(note) is None
-    note.write_text('{"sides": [["/nowhere/a.parquet"], []], "commit": "c"}')
-    assert download._read(note) is None
-    note.write_text('{"sides": 3}')
-    assert download._read(note) is None
+@pytest.mark.parametrize(
+    "wrong", ['{"sides": [["/nowhere/a.parquet"], []], "folder": "/"}', '{"sides": 3}', "[[{}], []]", "{"]
+)
+def test_what_was_noted_is_not_believed_blindly(
+    hub: Hub, small: dict[str, str], tmp_path: Path, wrong: str
+) -> None:
+    lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b")
+    cache = tmp_path / "cache"
+    for how in ("hub", "stream"):
+        note = download._note("lm1b", cache, how)
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(wrong)
+    (train, held), folder = download.fetch("lm1b", cache, cache, lambda line: None)
+    assert [path.relative_to(folder).as_posix() for path in (*train, *held)] == [
+        "plain_text/train/0000.parquet",
+        "plain_text/train/0001.parquet",
+        "plain_text/test/0000.parquet",
+    ]
+    assert [[len(side) for side in download.listed("lm1b", cache)] for _ in range(2)] == [[2, 1], [2, 1]]
 
 
 def test_real_datasets_reads_such_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

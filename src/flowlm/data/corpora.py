@@ -98,6 +98,9 @@ class DataConfig:
     """grammar: stories drawn for training."""
     held_out: int = 2_000
     """Passages held out, in whole documents; of a text at most a tenth. With split = "last", documents."""
+    streaming: bool = False
+    """A corpus by name: its files are read on the hub, and none is kept here. They are gone through twice, and what is
+    prepared is the same."""
     split: str = "hash"
     """text: held-out documents are chosen by their "hash", or are the "last" ones. A corpus by name may have files of
     its own for them: "test", "validation"."""
@@ -135,6 +138,11 @@ class DataConfig:
             raise ValueError(
                 f"data.eos, data.pad and data.bos name tokens of an existing tokenizer, and data.tokenizer = "
                 f"{self.tokenizer!r} makes its own: leave them empty"
+            )
+        if self.streaming and (self.path or self.corpus not in CORPORA):
+            where = f"data.path = {self.path!r}" if self.path else f"data.corpus = {self.corpus!r}"
+            raise ValueError(
+                f"data.streaming reads a corpus by name on the hub, and {where} is here: leave it out"
             )
         if self.bos and self.rows == "chunk":
             raise ValueError(
@@ -430,12 +438,17 @@ def _text(
         given = _given(path, recipe, tokenizer)
         return given, given.meta.get("origin", {})
     sides: Sides | None = None
+    source = str(path.resolve())
     if config.corpus in CORPORA:
+        origin = described(config.corpus, own=bool(config.path))
         if config.path:
-            sides, origin = local_files(config.corpus, path), described(config.corpus)
+            sides = local_files(config.corpus, path)
         else:
-            sides, commit = download.fetch(config.corpus, cache_folder(), say)
-            path, origin = Path(os.path.commonpath(sides[0] + sides[1])), described(config.corpus, commit)
+            source = download.address(config.corpus)  # the same rows, wherever its files are read
+            if config.streaming:
+                sides, path = download.listed(config.corpus, cache_folder()), Path(source)
+            else:
+                sides, path = download.fetch(config.corpus, cache_folder(), folder or cache_folder(), say)
     reader = TextReader(
         config.path if config.corpus == "text" else path,
         config.unit,
@@ -474,7 +487,7 @@ def _text(
         return made, origin
 
     def place(with_tokenizer: str) -> Path:
-        name = json.dumps([str(path.resolve()), recipe.written(), with_tokenizer])
+        name = json.dumps([source, recipe.written(), with_tokenizer])
         # Names of files are at most 255 bytes long, of all of which a hash and other endings need some.
         stem = config.corpus if config.corpus in CORPORA else path.stem.encode()[:100].decode(errors="ignore")
         return cache_folder() / f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"

@@ -34,7 +34,8 @@ from flowlm.data.prepared import (
     reuse,
     token_dtype,
 )
-from flowlm.data.readers import TextReader, UnreadableError
+from flowlm.data.readers import TextReader
+from flowlm.data.remote import UnreadableError
 from flowlm.data.split import Smallest, count_across, count_distinct, digest, is_held
 from flowlm.data.tokens import Tokenizer
 from flowlm.progress import Progress

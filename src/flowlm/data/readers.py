@@ -30,8 +30,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from flowlm import files
+from flowlm.data.remote import HubFile, UnreadableError
 
-__all__ = ["Fingerprint", "TextReader", "UnreadableError"]
+__all__ = ["Fingerprint", "TextReader"]
 
 _RECORDS = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 _TEXT = (".txt", ".text", ".md", ".rst", ".raw")
@@ -100,18 +101,14 @@ _LOOKED_AT = (
 
 Fingerprint = list[list[Any]]
 """[name, bytes, time of change in ns, of the file's entry too, inode] of every file: equal as long as nothing was
-touched. Where it differs the bytes may still be the same."""
-
-
-class UnreadableError(ValueError):
-    """The operating system does not give a file: it may the next time."""
+touched. Where it differs the bytes may still be the same. Of files on the hub [name, bytes, sha256]."""
 
 
 @dataclass(frozen=True)
 class _Entry:
     """A text file, or a member of an archive."""
 
-    path: Path
+    path: Path | HubFile
     kind: str
     packed: str = ""
     member: str = ""
@@ -128,12 +125,13 @@ class TextReader:
     become spaces and are counted.
 
     Args:
-        path: a file, a .zip, or a folder, read with its sub-folders.
+        path: a file, a .zip, or a folder, read with its sub-folders; of files on the hub its name for errors.
         unit: a passage is a "line", a "paragraph" (blank lines between) or a "document"; a "record" is a document
             exactly as it stands, and a "piece" a part of one, cut every 65,536 characters, that stands alone.
         field: the field of .jsonl or column of .csv, .tsv and .parquet that holds the text.
         encoding: of all files.
-        sides: files of `path` to read in place of all, and those of a held-out split, which come last.
+        sides: files of `path`, or Parquet files on the hub, to read in place of all, and those of a held-out split,
+            which come last.
         detokenize: what is done to every passage.
 
     Raises:
@@ -148,7 +146,7 @@ class TextReader:
         field: str = "text",
         encoding: str = "utf-8",
         *,
-        sides: tuple[Sequence[Path], Sequence[Path]] | None = None,
+        sides: tuple[Sequence[Path | HubFile], Sequence[Path | HubFile]] | None = None,
         detokenize: Callable[[str], str] | None = None,
     ):
         if not str(path):
@@ -172,7 +170,7 @@ class TextReader:
         self.skipped: dict[str, int] = {}
         """Files of a folder or archive that are not read, by suffix."""
         self.files, self._entries = self._find()
-        self.bytes = sum(file.stat().st_size for file in self.files)
+        self.bytes = sum(map(_size, self.files))
         """Size of the files as they lie on the disk."""
         self.done = 0
         """Of these, bytes read by `documents` so far."""
@@ -186,18 +184,24 @@ class TextReader:
 
     def fingerprint(self) -> Fingerprint:
         """Names, sizes and times of the files; cheap, and tells whether anything was touched."""
-        try:
-            stats = [(file, file.stat()) for file in self.files]
-        except OSError as error:
-            raise _unreadable(error.filename or self.path, error) from error
-        return [[self._name(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for file, s in stats]
+        marks: Fingerprint = []
+        for file in self.files:
+            if isinstance(file, HubFile):
+                marks.append([file.inside, file.size, file.sha256])
+                continue
+            try:
+                s = file.stat()
+            except OSError as error:
+                raise _unreadable(error.filename or self.path, error) from error
+            marks.append([self._name(file), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino])
+        return marks
 
     def sha256(self) -> str:
         """Of the file's bytes; of several files, of their names and hashes."""
         hashes = []
         for file in self.files:
             try:
-                hashes.append(files.sha256(file))
+                hashes.append(file.sha256 if isinstance(file, HubFile) else files.sha256(file))
             except OSError as error:
                 raise _unreadable(file, error) from error
         if self.files == [self.path]:
@@ -212,7 +216,8 @@ class TextReader:
         for file in self.files:
             self.held_out = self.sides is not None and file in self.sides[1]
             with self._open_file(file) as raw, _archive(raw, self._entries[file]) as archive:
-                size = os.fstat(raw.fileno()).st_size  # in the end its name may be gone
+                # In the end its name may be gone.
+                size = file.size if isinstance(file, HubFile) else os.fstat(raw.fileno()).st_size
                 for entry in self._entries[file]:
                     yield from self._documents_of(entry, raw, archive, before)
                 before += size
@@ -243,16 +248,19 @@ class TextReader:
 
     # ------------------------------------------------------------------------------------------- finding files
 
-    def _name(self, file: Path) -> str:
+    def _name(self, file: Path | HubFile) -> str:
+        if isinstance(file, HubFile):
+            return file.inside
         name = file.name if file == self.path else file.relative_to(self.path).as_posix()
         return _written(name)
 
-    def _find(self) -> tuple[list[Path], dict[Path, list[_Entry]]]:
+    def _find(self) -> tuple[list[Path | HubFile], dict[Path | HubFile, list[_Entry]]]:
+        files: list[Path | HubFile]
         try:
             if self.sides is not None:
                 files = [*self.sides[0], *self.sides[1]]
             elif self.path.is_dir():
-                files = sorted(_walk(self.path))
+                files = [*sorted(_walk(self.path))]
             else:
                 files = [self.path]
                 self.path.stat()
@@ -287,7 +295,9 @@ class TextReader:
         entries = [entry for found in self._entries.values() for entry in found]
         return Counter(Path(entry.member or entry.path.name).suffix.lower() for entry in entries)
 
-    def _entries_of(self, file: Path) -> list[_Entry]:
+    def _entries_of(self, file: Path | HubFile) -> list[_Entry]:
+        if isinstance(file, HubFile):
+            return [_Entry(file, ".parquet")]
         if file.suffix.lower() == ".zip":
             _check_regular(file)
             try:
@@ -320,7 +330,9 @@ class TextReader:
 
     # --------------------------------------------------------------------------------------- reading documents
 
-    def _open_file(self, path: Path) -> io.BufferedReader:
+    def _open_file(self, path: Path | HubFile) -> IO[bytes]:
+        if isinstance(path, HubFile):
+            return path.open()
         try:
             return path.open("rb")
         except OSError as error:
@@ -335,7 +347,7 @@ class TextReader:
         with _opened(entry, raw, archive) as stream:
             if entry.kind == ".parquet":
                 for text, share in _parquet(stream, entry, self.field):
-                    self.done = before + int(share * entry.path.stat().st_size)
+                    self.done = before + int(share * _size(entry.path))
                     yield text
                 return
             newline = "" if entry.kind in (".csv", ".tsv") else None
@@ -430,6 +442,10 @@ class TextReader:
                     )
                 at += len(raw)
         return ValueError(f"{entry} is not {name} ({error}); {hint}")
+
+
+def _size(file: Path | HubFile) -> int:
+    return file.size if isinstance(file, HubFile) else file.stat().st_size
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
 
+from flowlm.data.remote import HubFile
 from flowlm.data.tokens import Tokenizer
 from flowlm.hub import fetch_file
 
@@ -28,7 +29,7 @@ __all__ = [
     "refuse_other",
 ]
 
-Sides = tuple[list[Path], list[Path]]
+Sides = tuple[Sequence[Path | HubFile], Sequence[Path | HubFile]]
 """Files of the text, and those of its held-out split, if it has one, in the order in which they are read."""
 
 
@@ -39,7 +40,7 @@ class NamedTokenizer:
     vocab_size: int
     """With its end token and pad, added where it has none."""
     repository: str = ""
-    revision: str = "main"
+    revision: str = ""
     files: tuple[str, ...] = ()
     eos: str = ""
     licence: str = ""
@@ -51,6 +52,7 @@ TOKENIZERS = {
     "bert-base-uncased": NamedTokenizer(
         vocab_size=30_522,
         repository="google-bert/bert-base-uncased",
+        revision="86b5e0934494bd15c9632b12f734a8a67f723594",
         files=("vocab.txt",),
         eos="[SEP]",
         licence="Apache-2.0",
@@ -58,6 +60,7 @@ TOKENIZERS = {
     "gpt2": NamedTokenizer(
         vocab_size=50_258,  # 50,257, and [PAD]
         repository="openai-community/gpt2",
+        revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
         files=("vocab.json", "merges.txt"),
         eos="<|endoftext|>",
         licence="MIT",
@@ -74,6 +77,8 @@ class NamedCorpus:
     """What its rows are, for data.json."""
     repository: str
     """On the hub."""
+    revision: str
+    """Its commit: what is learnt from is the same whenever it is fetched."""
     train: str
     """Its Parquet files there: a pattern."""
     licence: str
@@ -81,7 +86,8 @@ class NamedCorpus:
     tokenizer: str
     length: int
     """L with which the literature uses it."""
-    revision: str = "main"
+    rows_size: float
+    """Bytes of its rows of that length, about, by counts of its tokens."""
     held: str = ""
     """Pattern of the files of the split that is held out; empty: the last documents are."""
     split: str = "last"
@@ -101,7 +107,8 @@ class NamedCorpus:
 
 _LM1B: dict[str, Any] = {
     "repository": "billion-word-benchmark/lm1b",
-    "revision": "refs/convert/parquet",  # the repository itself holds a loading script and no text
+    # Of its branch refs/convert/parquet: the repository's own holds a loading script and no text.
+    "revision": "8d52bfd3cc2819fc1166dbb8144c328e2690de3e",
     "train": "plain_text/train/*.parquet",
     "held": "plain_text/test/*.parquet",
     "split": "test",
@@ -116,22 +123,26 @@ CORPORA = {
     "lm1b": NamedCorpus(
         label="One Billion Word Benchmark, wrapped: detokenized sentences, each closed by [SEP], all concatenated, "
         "cut into L-2 tokens, framed [CLS] … [SEP]; held out is the test split",
+        rows_size=1.8e9,
         **_LM1B,
     ),
     "lm1b-unwrapped": NamedCorpus(
         label="One Billion Word Benchmark, unwrapped: a detokenized sentence a row, [CLS] … [SEP], cut at L, filled "
         "with [PAD]; held out is the test split",
         rows="cut",
+        rows_size=7.8e9,
         **_LM1B,
     ),
     "openwebtext": NamedCorpus(
         label="OpenWebText: documents, each closed by <|endoftext|>, all concatenated, cut into L-2 tokens, framed by "
         "<|endoftext|> on both sides; held out are the last documents",
         repository="Skylion007/openwebtext",
-        train="*/train-*.parquet",
+        revision="79d93d786212f7344586290adb811d4ae6a1762c",
+        train="plain_text/train-*.parquet",
         licence="CC0-1.0 (of the packaging; the texts belong to their authors)",
         tokenizer="gpt2",
         length=1024,
+        rows_size=18e9,
         held_out=100_000,
         bos="<|endoftext|>",
     ),
@@ -139,12 +150,14 @@ CORPORA = {
         label="text8: a stream of a-z and spaces, cut into L characters, nothing added; held out is the validation "
         "split, characters 90 to 95 million",
         repository="afmck/text8",
+        revision="58c74e966ccc66eab2de6b52fad5b14ddb259fa4",
         train="data/train-*.parquet",
         held="data/validation-*.parquet",
         split="validation",
         licence="none stated by its source (Wikipedia's text: CC BY-SA)",
         tokenizer="characters",
         length=256,
+        rows_size=0.19e9,
         unit="piece",
         rows="chunk",
     ),
@@ -159,6 +172,7 @@ CORPORA = {
         licence="CC BY-SA 3.0 and GFDL",
         tokenizer="gpt2",
         length=1024,
+        rows_size=0.24e9,
         bos="<|endoftext|>",
     ),
     "tinystories": NamedCorpus(
@@ -172,6 +186,7 @@ CORPORA = {
         licence="CDLA-Sharing-1.0",
         tokenizer="gpt2",
         length=512,
+        rows_size=0.95e9,
         bos="<|endoftext|>",
     ),
 }
@@ -206,14 +221,14 @@ def refuse_other(corpus: str, made: Tokenizer, name: str) -> None:
         )
 
 
-def described(corpus: str, commit: str = "") -> dict[str, str]:
-    """What a named corpus is, for data.json: of a commit of its repository, or of someone's own copy."""
+def described(corpus: str, *, own: bool) -> dict[str, str]:
+    """What a named corpus is, for data.json: of its repository, or someone's `own` copy."""
     named = CORPORA[corpus]
-    source = {"repository": named.repository, "commit": commit} if commit else {}
+    source = {} if own else {"repository": named.repository, "commit": named.revision}
     return {"label": named.label, **source, "licence": named.licence}
 
 
-def local_files(corpus: str, path: Path) -> Sides:
+def local_files(corpus: str, path: Path) -> tuple[list[Path], list[Path]]:
     """The Parquet files of a named corpus in `path`: a copy of its repository, or files named by their splits.
 
     A file is of a split if it, or a folder around it, is called so: test.parquet, test-00000.parquet,
