@@ -180,6 +180,8 @@ def test_a_converted_model_writes_teaches_and_trains_on(tmp_path: Path, capsys: 
         (lambda c: c["state_dict"].update({"backbone.new.weight": torch.ones(2)}), "unknown: new.weight"),
         (lambda c: c["state_dict"].pop("backbone.output_layer.linear.bias"), "the network has 33"),
         (lambda c: c["hyper_parameters"].update(n_heads=8), "settings say n_heads = 8, its tensors 4"),
+        (lambda c: c["hyper_parameters"].update(algo="mdlm"), r"trained as MDLM \(algo = 'mdlm'\)"),
+        (lambda c: c["hyper_parameters"].update(config={"algo": {"name": "duo_base"}}), "trained as Duo "),
         (lambda c: c["hyper_parameters"].pop("length"), "give --length"),
         (lambda c: c["ema"]["shadow_params"][0].fill_(float("nan")), "not finite"),
         (lambda c: c.update(hyper_parameters=[1, 2]), "give --length"),
@@ -232,6 +234,35 @@ def test_the_command_asks_for_what_is_missing(tmp_path: Path, capsys: Any) -> No
     tokenizer().save(tmp_path)
     assert main(["convert", "gone.ckpt", "out", "--tokenizer", str(tmp_path)]) == 1
     assert "gone.ckpt does not exist" in capsys.readouterr().err
+
+
+def test_a_checkpoint_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is fetched by its name there, of the revision that is asked for; what is not there is told."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError
+
+    there = saved(tmp_path, content())
+    tokenizer().save(tmp_path)
+    asked: list[tuple[str, str, str | None]] = []
+
+    def fetch(repository: str, name: str, *, revision: str | None = None) -> str:
+        asked.append((repository, name, revision))
+        if name != "checkpoints/fmlm.ckpt":
+            raise EntryNotFoundError("there is no such file")
+        return str(there)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    given = ["--hub", "somebody/flows@abc", "--tokenizer", str(tmp_path)]
+    out = tmp_path / "out"
+    assert main(["convert", "checkpoints/fmlm.ckpt", str(out), *given]) == 0
+    assert asked == [("somebody/flows", "checkpoints/fmlm.ckpt", "abc")]
+    assert len(FlowLM.from_pretrained(out).generate(num=2, steps=1)) == 2
+    capsys.readouterr()
+    assert main(["convert", "gone.ckpt", str(tmp_path / "other"), *given]) == 1
+    assert "the hub refuses gone.ckpt of somebody/flows" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 # --- reading without running ---------------------------------------------------------------------

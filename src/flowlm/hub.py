@@ -101,6 +101,7 @@ def reaching(what: str, else_: str) -> Iterator[None]:
     ValueError: it cannot be reached, or refuses.
     """
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
@@ -112,7 +113,13 @@ def reaching(what: str, else_: str) -> Iterator[None]:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
         raise ValueError(f"the hub cannot be reached, and {what} is not in its cache here: {else_}") from None
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, FileNotFoundError) as error:
+    except (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalTokenNotFoundError,
+        FileNotFoundError,
+    ) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"the hub refuses {what} ({reason}): check the name; else {else_}") from None
     except Exception as error:

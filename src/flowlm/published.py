@@ -32,6 +32,19 @@ ATTENTION_SOFTCAP = 50.0
 LOGIT_SOFTCAP = 30.0
 """c of the output in releases since 2026-04; there was none before, and no tensor tells."""
 
+OTHERS = {
+    "ar": "an autoregressive model",
+    "mdlm": "MDLM",
+    "sedd": "SEDD",
+    "d3pm": "D3PM",
+    "duo": "Duo",
+    "duo_base": "Duo",
+    "distillation": "Duo-DCD",
+    "sdtt": "SDTT",
+    "di4c": "Di4C",
+}
+"""Algorithms of the code bases from which that of FLM comes, whose networks may have the same tensors."""
+
 _INNER = {
     "norm1.weight": "norm1.weight",
     "norm2.weight": "norm2.weight",
@@ -152,12 +165,22 @@ def _state(content: Any) -> tuple[dict[str, StoredTensor], set[str]]:
 
 
 def _said(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the model as the file has them, as far as they are plain."""
+    """The settings of the model as the file has them, as far as they are plain. ValueError: those of another family."""
     said = plain(content.get("hyper_parameters"))
     if not isinstance(said, dict):
         return {}
     inner = said.get("config")
-    model = inner.get("model") if isinstance(inner, dict) else None
+    if not isinstance(inner, dict):
+        inner = {}
+    model = inner.get("model")
+    algorithm = inner.get("algo", said.get("algo"))
+    if isinstance(algorithm, dict):
+        algorithm = algorithm.get("name")
+    if isinstance(algorithm, str) and (other := OTHERS.get(algorithm.lower())):
+        raise ValueError(
+            f"its settings say that it was trained as {other} (algo = {algorithm!r}), which no tensor tells from FLM: "
+            "only FLM and FMLM are converted"
+        )
     return said | (model if isinstance(model, dict) else {})
 
 
