@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from flowlm import correction
 from flowlm.config import RunConfig, dotted, from_dict, load_recipe, merge, nested, to_dict
 from flowlm.cost import _memory_of, cost_of, described, here, lines, models_of
 from flowlm.data.corpora import DataConfig
@@ -47,13 +48,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "the paper's, V > 2d": PAPERS | WIDE,
     "the paper's, in micro-batches": PAPERS | WIDE | {"train.micro_batch": 4},
 }
-DISCRETE = ("ar", "mdlm", "duo")
+DISCRETE = ("ar", "mdlm", "sedd", "duo")
 
 
 @pytest.fixture(autouse=True)
 def _chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fifty tokens of V = 17 in a chunk, so that others are made again."""
-    monkeypatch.setattr("flowlm.posterior.CHUNK_ELEMENTS", 50 * 17)
+    for module in ("flowlm.posterior", "flowlm.discrete.di4c"):
+        monkeypatch.setattr(f"{module}.CHUNK_ELEMENTS", 50 * 17)
 
 
 def config_of(objective: str, over: dict[str, Any]) -> RunConfig:
@@ -84,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def student_of(objective: str, setting: str, folder: Path, over: dict[str, Any] | None = None) -> RunConfig:
-    learned = {"flow-map": "flow", "sdtt": "mdlm", "duo-dcd": "duo"}[objective]
+    learned = {"flow-map": "flow", "sdtt": "mdlm", "di4c": "mdlm"}.get(objective, "duo")
     teacher = teacher_of(learned, setting, folder)
     optim = {name: value for name, value in SETTINGS[setting].items() if not name.startswith("model.")}
     return from_dict(RunConfig, map_values(teacher, optim | (over or {})) | {"objective": objective})
@@ -123,6 +125,13 @@ def test_flops_of_rounds(objective: str, setting: str, folder: Path) -> None:
     assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
 
 
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("objective", ["di4c", "duo-di4c"])
+def test_flops_of_a_mixture(objective: str, setting: str, folder: Path) -> None:
+    config = student_of(objective, setting, folder, {"di4c.latents": 3, "di4c.steps": 32})
+    assert cost_of(config).step_flops == pytest.approx(flops_of_step(config), rel=TOLERANCE)
+
+
 @pytest.mark.parametrize("flow_first", [0.0, 0.5])
 def test_flops_of_a_flow_map_without_a_teacher(flow_first: float) -> None:
     over = SETTINGS["the paper's, V > 2d"] | {
@@ -158,6 +167,8 @@ def configs(folder: Path) -> dict[str, RunConfig]:
         found[f"flow-map, {how}, the paper's"] = student_of("flow-map", "the paper's", folder, over)
     for kind in ("sdtt", "duo-dcd"):
         found[kind] = student_of(kind, "the paper's", folder, {"rounds.rounds": 2, "rounds.start": 32})
+    for kind in ("di4c", "duo-di4c"):
+        found[kind] = student_of(kind, "the paper's", folder, {"di4c.latents": 3, "di4c.steps": 32})
     found["random state"] = config_of("flow", {"model.state": "random", "model.local_tokens": 5})
     return found
 
@@ -190,14 +201,23 @@ SMALL = {"vocab_size": 8192, "length": 128, "backbone": {"width": 192, "depth": 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "dtype"), [("lm1b-flm", "float32"), ("lm1b-fmlm", "bfloat16"), ("lm1b-duo", "float32")]
+    ("recipe", "dtype", "batch"),
+    [
+        ("lm1b-flm", "float32", 32),
+        ("lm1b-fmlm", "bfloat16", 32),
+        ("lm1b-duo", "float32", 32),
+        ("lm1b-sedd", "float32", 32),
+        ("lm1b-di4c", "float32", 2),  # with sixteen latents each
+    ],
 )
-def test_memory_is_near_what_is_measured(recipe: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_near_what_is_measured(
+    recipe: str, dtype: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The peak of a process that takes two steps, beyond that of one which has built weights, average and teacher."""
     monkeypatch.undo()  # chunks as they are
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     presets = importlib.import_module("presets")
-    row = presets.run(presets.Case(recipe, steps=2, batch=32, micro_batch=32, dtype=dtype, model=SMALL))
+    row = presets.run(presets.Case(recipe, steps=2, batch=batch, micro_batch=batch, dtype=dtype, model=SMALL))
     assert 1 / FACTOR < row["expected_bytes"] / row["step_bytes"] < FACTOR
 
 
@@ -252,8 +272,9 @@ def test_memory_is_what_a_container_has_of_it(tmp_path: Path, monkeypatch: pytes
     [
         ({"model.vocab_size": 0}, r"which the data decides: say --model.vocab-size V"),
         (
-            {"objective": "sedd"},
-            r"objective = 'sedd' is not counted by formula, only by running it: known are 'flow'",
+            {"objective": "correction"}
+            | {f"flow_map.{name}": value for name, value in correction._NEEDED.items()},
+            r"objective = 'correction' is not counted by formula, only by running it: known are 'flow'",
         ),
         ({"objective": "sdtt"}, r"known with its teacher: name it with --teacher RUN"),
         (
@@ -293,7 +314,7 @@ def test_a_student_is_made_like_a_teacher_that_is_a_run() -> None:
 
 # -------------------------------------------------------------------------------------------------------- presets
 
-KINDS = ("flm", "fmlm", "mdlm", "duo", "ar", "sdtt", "duo-dcd")
+KINDS = ("flm", "fmlm", "mdlm", "sedd", "duo", "ar", "sdtt", "duo-dcd", "di4c", "duo-di4c")
 PRESETS = [f"{corpus}-{kind}" for corpus in ("lm1b", "owt") for kind in KINDS]
 
 
@@ -349,14 +370,17 @@ def test_a_preset_is_the_published_setting(recipe: str) -> None:
     assert dotted(to_dict(model)).items() >= published.items()
     optim, train = config.optim, config.train
     assert (optim.muon_lr, optim.weight_decay, optim.clip, optim.schedule) == (0, 0, 1, "constant")
-    few = kind in ("sdtt", "duo-dcd")
-    assert (optim.lr, optim.warmup) == ((6e-5, 500) if few else (3e-4, 2500))
+    few, mixed = kind in ("sdtt", "duo-dcd"), kind in ("di4c", "duo-di4c")
+    assert optim.lr == (6e-5 if few else 3e-5 if mixed else 3e-4)
+    assert optim.warmup == (500 if few or mixed else 2500)
     assert (optim.beta1, optim.beta2) == (0.9, 0.95 if kind == "fmlm" else 0.999)
-    assert train.batch == (128 if few or recipe == "owt-fmlm" else 512)
+    assert train.batch == (2 if mixed else 128 if few or recipe == "owt-fmlm" else 512)
     assert train.ema == (0.999 if kind == "duo-dcd" else 0.9999)
-    assert train.steps == {"sdtt": 70_000, "duo-dcd": 50_000}.get(kind, 1_000_000)
+    assert train.steps == {"sdtt": 70_000, "duo-dcd": 50_000}.get(kind, 100_000 if mixed else 1_000_000)
     assert config.clock.kind == "fixed"
-    learned = {"fmlm": "flm", "sdtt": "mdlm", "duo-dcd": "duo"}.get(kind)
+    learned = {"fmlm": "flm", "sdtt": "mdlm", "duo-dcd": "duo", "di4c": "sdtt", "duo-di4c": "duo-dcd"}.get(
+        kind
+    )
     if learned is None:
         assert teacher is None
         assert config.data == DataConfig(corpus={"lm1b": "lm1b", "owt": "openwebtext"}[corpus])
@@ -375,6 +399,8 @@ def test_a_preset_is_the_published_setting(recipe: str) -> None:
         assert config.duo.levels == {"lm1b": (-3.5, -1.75), "owt": (-3.55, -1.85)}[corpus]
     if kind == "duo-dcd":
         assert config.duo.levels == (-4.0, -1.0)
+    if mixed:
+        assert (config.di4c.latents, config.di4c.steps) == (16, 1024)
     if few:
         assert (config.rounds.rounds, config.rounds.start) == {"sdtt": (7, 1024), "duo-dcd": (5, 512)}[kind]
 

@@ -31,7 +31,9 @@ __all__ = ["Cost", "Memory", "cost_of", "described", "here", "lines", "models_of
 #: FLOP/s of an H200 in dense bfloat16 by its maker, and the share of a device's speed that training is taken to reach.
 H200, UTILISATION = 989e12, 0.4
 #: Objectives that have a formula.
-COUNTED = ("flow", "flow-map", "ar", "mdlm", "duo", "sdtt", "duo-dcd")
+COUNTED = ("flow", "flow-map", "ar", "mdlm", "sedd", "duo", "sdtt", "duo-dcd", "di4c", "duo-di4c")
+#: Of these, mixtures over latents.
+MIXED = ("di4c", "duo-di4c")
 #: Bytes of a number in float32, in which weights, gradients, moments and averages are kept.
 SINGLE = 4
 #: Where Linux says how many bytes a container may take, or "max".
@@ -196,8 +198,9 @@ class _Sizes:
         ]
         #: Weights of the matrices inside the blocks, that every token meets.
         self.inside = sum(m * n for m, n in self.hidden_matrices)
-        #: Times that it reads, 0 of a family that reads none.
-        self.times = sum(hasattr(network, name) for name in ("time_embedding", "end_embedding"))
+        #: Times that it reads, and a latent, which is embedded as they are; 0 of a family that reads none.
+        told = ("time_embedding", "end_embedding", "latent_embedding")
+        self.times = sum(getattr(network, name, None) is not None for name in told)
         self.embedding, self.mean = named["embedding"], named.get("mean", 0)
 
     def _told_apart(self) -> int:
@@ -289,9 +292,12 @@ def _flops(config: RunConfig, student: _Sizes, teacher: _Sizes | None) -> float:
 def _part_flops(config: RunConfig, student: _Sizes, teacher: _Sizes | None, rows: int) -> float:
     """Of a micro-batch: draws, forward, backward."""
     tokens, v, d = rows * student.length, student.vocab, student.width
+    if config.objective in MIXED:
+        assert teacher is not None
+        return _mixture(config.di4c.latents, student, teacher, rows)
     total = student.forward(rows) + student.head(tokens) + student.backward(rows) + student.evidence()
     kind = config.objective
-    if kind in ("ar", "mdlm"):
+    if kind in ("ar", "mdlm", "sedd"):
         return total
     if kind == "flow":
         return total + _noise(student, tokens, gradient=True)
@@ -308,6 +314,16 @@ def _part_flops(config: RunConfig, student: _Sizes, teacher: _Sizes | None, rows
     targets = {"sdtt": 2, "duo-dcd": 1}[kind]
     total += targets * (teacher.forward(rows) + teacher.head(tokens) + teacher.head(teacher.again(tokens)))
     return total + (teacher.head(tokens) if kind == "sdtt" else 0)  # what the first step opens is drawn
+
+
+def _mixture(latents: int, student: _Sizes, teacher: _Sizes, rows: int) -> float:
+    """Of Di4C: each row with every latent, by the student, and by it as it stands, going on from the teacher's step."""
+    many, tokens = latents * rows, latents * rows * student.length
+    own = student.forward(many) + student.head(tokens) + student.backward(many)
+    drawn = teacher.forward(rows) + teacher.head(tokens) + student.forward(many) + student.head(tokens)
+    # What the mixture is compared with has its logits made as often as the mixture's own.
+    once = student.head(tokens) + teacher.head(tokens / latents)
+    return own + drawn + once * (1 + student.again(tokens) / tokens)
 
 
 def _flow_map(
@@ -389,7 +405,8 @@ def _newton_schulz(shape: tuple[int, ...]) -> float:
 # -- memory ----------------------------------------------------------------------------------------------------
 
 #: Tensors of the size of a chunk of logits that a loss keeps for its backward pass.
-_KEPT = {"flow": 1, "ar": 1, "mdlm": 1, "flow-map": 2, "duo": 3, "sdtt": 4, "duo-dcd": 4}
+_KEPT = {"flow": 1, "ar": 1, "mdlm": 1, "sedd": 1, "flow-map": 2, "duo": 3, "sdtt": 4, "duo-dcd": 4}
+_KEPT |= dict.fromkeys(MIXED, 4)
 #: And those which are there for a moment beside them, with their gradients.
 _PASSING = 3
 #: What a CPU holds beyond that, in such tensors: freed memory that is kept and does not fit (`keep_freed_memory`).
@@ -426,6 +443,7 @@ def _activations(
 ) -> float:
     shape, d, v = student.config.backbone, student.width, student.vocab
     rows = min(config.train.micro_batch or config.train.batch, config.train.batch)
+    rows *= config.di4c.latents if config.objective in MIXED else 1
     tokens, number = rows * student.length, dtype.itemsize
     scores = 0 if _one_kernel(student, dtype, device) else shape.heads * student.length * number
     # With a soft cap, its tanh and the softmax.

@@ -60,9 +60,7 @@ def fetch(corpus: str, kept: Path, rows: Path, say: Callable[[str], None]) -> tu
                 "the hub into its cache"
             )
             _check_room(corpus, sum(missing), rows)
-        import datasets
-
-        fetched = [datasets.DownloadManager().download(side) if side else [] for side in urls]
+        fetched = [_library(corpus).DownloadManager().download(side) if side else [] for side in urls]
     sides = [[Path(path) for path in side] for side in fetched]
     depth = len(Path(urls[0][0].removeprefix(f"{address(corpus)}/")).parts)
     folder = sides[0][0].parents[depth - 1]
@@ -114,9 +112,7 @@ def _note(corpus: str, kept: Path, how: str) -> Path:
     return kept / f"{how}-{corpus}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
 
 
-def _urls(corpus: str) -> tuple[list[str], list[str]]:
-    """Of the files of a named corpus, and of its held-out split, in the order of their names: the last documents are
-    those of the last file."""
+def _library(corpus: str) -> Any:
     try:
         import datasets
     except ImportError:
@@ -124,9 +120,15 @@ def _urls(corpus: str) -> tuple[list[str], list[str]]:
             f"{corpus} is fetched from the hub by datasets: pip install 'flowlm[data]'; or give a folder of its "
             "Parquet files with --data.path"
         ) from None
+    return datasets
+
+
+def _urls(corpus: str) -> tuple[list[str], list[str]]:
+    """Of the files of a named corpus, and of its held-out split, in the order of their names: the last documents are
+    those of the last file."""
     named = CORPORA[corpus]
     patterns = {"train": named.train} | ({"held": named.held} if named.held else {})
-    builder = datasets.load_dataset_builder(
+    builder = _library(corpus).load_dataset_builder(
         "parquet", data_files={side: [f"{address(corpus)}/{pattern}"] for side, pattern in patterns.items()}
     )
     urls = {side: sorted(map(str, builder.config.data_files[side])) for side in patterns}
