@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Row, compare
+from measure import CPU, Row, compare, wait
+from presets import expected
 from steps import Case, cases, steps_of
 from torch.profiler import ProfilerActivity, profile
 
-from flowlm.cost import cost_of
+from flowlm import posterior
 from flowlm.data.loader import Loader
 
 #: Kinds of operations, by what torch calls them; the rest is "other". A product moves little for what it computes, the
@@ -64,31 +65,41 @@ def kind_of(name: str) -> str:
     return "other"
 
 
-def shares(step: Callable[[], object]) -> dict[str, float]:
-    """Share of a step's time by kind of operation, the time of an operation being its own."""
+def shares(step: Callable[[], object], device: torch.device = CPU) -> dict[str, float]:
+    """Share of a step's time by kind of operation, the time of an operation being its own; on a GPU, that of the
+    kernels that it starts."""
     step()
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+    with profile(activities=activities) as profiled:
         step()
+        wait(device)
     taken: dict[str, float] = {}
     for event in profiled.key_averages():
         if event.key.startswith("ProfilerStep"):
             continue
+        if device.type == "cuda" and not event.key.startswith("aten::"):
+            continue  # a kernel by itself, counted with what starts it
         kind = kind_of(event.key)
-        taken[kind] = taken.get(kind, 0.0) + event.self_cpu_time_total
+        own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+        taken[kind] = taken.get(kind, 0.0) + own
     whole = sum(taken.values())
     return {kind: time / whole for kind, time in sorted(taken.items(), key=lambda item: -item[1])}
 
 
-def roofs(rows: int, width: int, vocab: int, dtype: torch.dtype, quick: bool) -> dict[str, float]:
+def roofs(
+    rows: int, width: int, vocab: int, dtype: torch.dtype, quick: bool, device: torch.device = CPU
+) -> dict[str, float]:
     """What this machine reaches: FLOP/s of two products, bytes a second of a copy, read and written."""
-    hidden = torch.randn(rows, width).to(dtype)
-    block, head = torch.randn(width, 4 * width).to(dtype), torch.randn(width, vocab).to(dtype)
-    part = hidden[: max(1, 2**24 // vocab)]
-    source = torch.ones(2**20 if quick else 2**27, dtype=torch.uint8)
+    hidden, block, head = (
+        torch.randn(*shape).to(device, dtype) for shape in ((rows, width), (width, 4 * width), (width, vocab))
+    )
+    part = hidden[: max(1, posterior.CHUNK_ELEMENTS // vocab)]
+    source = torch.ones(2**20 if quick else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     timed = compare(
         {"block": lambda: hidden @ block, "head": lambda: part @ head, "copy": lambda: target.copy_(source)},
         repeats=2 if quick else 9,
+        device=device,
     )
     best = {row["arm"]: min(row["seconds"]) for row in timed}
     return {
@@ -113,19 +124,20 @@ def loading(batch: int, length: int, passages: int) -> float:
     return statistics.median(seconds)
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each preset of a flow."""
-    return [_row(case, dtype, say) for case in cases(quick, dtype)]
+    return [_row(case, dtype, say, device) for case in cases(quick, dtype, device)]
 
 
-def _row(case: Case, dtype: torch.dtype, say: Callable[[str], None]) -> Row:
+def _row(case: Case, dtype: torch.dtype, say: Callable[[str], None], device: torch.device) -> Row:
     say(f"bounds: a step of {case.corpus}")
     (step,) = steps_of(case, ("FLM",)).values()
-    (timed,) = compare({"FLM": step}, repeats=2 if case.quick else 5)
+    (timed,) = compare({"FLM": step}, repeats=2 if case.quick else 5, device=device)
     model = step.model.config
-    preset = case.preset("flm")
-    flops = cost_of(preset.config, dtype, "cpu", preset.models).step_flops
-    roof = roofs(case.batch * model.length, model.backbone.width, model.vocab_size, dtype, case.quick)
+    flops = expected(case.preset("flm")).step_flops
+    roof = roofs(case.batch * model.length, model.backbone.width, model.vocab_size, dtype, case.quick, device)
     median = statistics.median(timed["seconds"])
     return {
         "arm": f"{case.corpus}-flm",
@@ -134,7 +146,7 @@ def _row(case: Case, dtype: torch.dtype, say: Callable[[str], None]) -> Row:
         "batch": case.batch,
         "seconds": timed["seconds"],
         "median": median,
-        "shares": shares(step),
+        "shares": shares(step, device),
         "loading": loading(case.batch, model.length, 1000 if case.quick else 100_000) / median,
         "flops": flops,
         "flops_per_second": flops / median,

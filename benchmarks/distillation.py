@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Memory, Row, compare, memory_of_arm, report_memory
+from measure import CPU, Memory, Row, compare, memory_of_arm, report_memory
 from training_step import TrainingStep, optimizer_of
 
 from flowlm.backbone import BackboneConfig
@@ -75,12 +75,15 @@ class Case:
     width: int = 256
     depth: int = 4
     dtype: str = "float32"
+    device: str = "cpu"
 
 
-def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
+def cases(quick: bool, dtype: torch.dtype, device: torch.device = CPU) -> list[Case]:
     """One on either side of V = 2d."""
-    name = str(dtype).removeprefix("torch.")
-    return [Case(256, 4, 8, 32, 1, name)] if quick else [Case(v, dtype=name) for v in (512, 8192)]
+    name, where = str(dtype).removeprefix("torch."), str(device)
+    if quick:
+        return [Case(256, 4, 8, 32, 1, name, where)]
+    return [Case(v, dtype=name, device=where) for v in (512, 8192)]
 
 
 def step_of(case: Case, arm: str) -> TrainingStep:
@@ -89,7 +92,7 @@ def step_of(case: Case, arm: str) -> TrainingStep:
     shape = BackboneConfig(width=case.width, depth=case.depth)
     config = DenoiserConfig(vocab_size=case.vocab, length=case.length, backbone=shape)
     options = ARMS[arm]
-    model: Denoiser | CorrectedFlow = Denoiser(config)
+    model: Denoiser | CorrectedFlow = Denoiser(config).to(case.device)
     # Logits of the order of one, as in `generation`: of flat ones every target is flat.
     torch.nn.init.normal_(model.get_parameter("head.weight"), std=case.width**-0.5)
     objective: FlowObjective | FlowMapObjective = FlowObjective(model.clock)
@@ -99,7 +102,9 @@ def step_of(case: Case, arm: str) -> TrainingStep:
         learned_from: Denoiser | CorrectedFlow = teacher
         if arm == CORRECTION or setting.identity == "correction":
             # Where it is not needed it would count in the memory.
-            corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True))
+            corrected = CorrectedFlow(dataclasses.replace(config, family="correction", two_times=True)).to(
+                case.device
+            )
             corrected.flow.load_state_dict(teacher.state_dict())
             corrected.begin()
         if setting.identity == "correction":
@@ -107,13 +112,14 @@ def step_of(case: Case, arm: str) -> TrainingStep:
         if arm == CORRECTION:
             model = corrected
         else:
-            student = Denoiser(dataclasses.replace(config, two_times=True, head_start=setting.head_start))
+            made_like = dataclasses.replace(config, two_times=True, head_start=setting.head_start)
+            student = Denoiser(made_like).to(case.device)
             student.load_state_dict(student.state_dict() | teacher.state_dict())
             for fixed in (student.embedding, student.mean):
                 fixed.requires_grad_(False)
             model = student
         objective = FlowMapObjective(setting, teacher.clock, learned_from)
-    tokens = torch.randint(case.vocab, (case.batch, case.length))
+    tokens = torch.randint(case.vocab, (case.batch, case.length)).to(case.device)
     return TrainingStep(model, objective, optimizer_of(model), tokens, case.dtype)
 
 
@@ -121,10 +127,12 @@ def step_of(case: Case, arm: str) -> TrainingStep:
 STEPS = 2
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each objective in each case."""
     rows: list[Row] = []
-    todo, arms = cases(quick, dtype), QUICK if quick else tuple(ARMS)
+    todo, arms = cases(quick, dtype, device), QUICK if quick else tuple(ARMS)
     peaks: dict[tuple[Case, str], Memory] = {}
     # All of them first: the peak of a process counts in that of the one which started it.
     for case in todo:
@@ -133,7 +141,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
     for case in todo:
         say(f"distillation: seconds of a step at V = {case.vocab:,}")
         steps = {arm: step_of(case, arm) for arm in arms}
-        for row in compare(steps, repeats=2 if quick else 7):
+        for row in compare(steps, repeats=2 if quick else 7, device=device):
             peak, first = peaks[case, row["arm"]], peaks[case, arms[0]]
             rows.append(
                 dataclasses.asdict(case)
@@ -150,7 +158,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
+    asked = Case(**json.loads(sys.argv[1]))
     report_memory(
-        lambda: step_of(Case(**json.loads(sys.argv[1])), sys.argv[2]),
-        lambda step: [step() for _ in range(STEPS)],
+        lambda: step_of(asked, sys.argv[2]), lambda step: [step() for _ in range(STEPS)], asked.device
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from measure import Row, compare
+from measure import CPU, Row, compare
 from torch import Tensor
 
 from flowlm import FlowLM
@@ -19,8 +19,14 @@ from flowlm.data.tokens import Tokenizer
 from flowlm.denoiser import Denoiser, DenoiserConfig
 from flowlm.device import precision
 
+#: V, L, d and blocks.
+SIZES = ((512, 64, 256, 4), (8192, 64, 256, 4))
+QUICK = ((64, 8, 32, 1), (300, 8, 32, 1))
+#: Those of the presets, on a GPU.
+PUBLISHED = ((30_522, 128, 768, 12), (50_258, 1024, 768, 12))
 
-def make_model(vocab: int, length: int, width: int, depth: int) -> FlowLM:
+
+def make_model(vocab: int, length: int, width: int, depth: int, device: torch.device = CPU) -> FlowLM:
     """A flow map of this size, untrained, with words to decode to."""
     torch.manual_seed(0)
     shape = BackboneConfig(width=width, depth=depth)
@@ -29,20 +35,21 @@ def make_model(vocab: int, length: int, width: int, depth: int) -> FlowLM:
     # one: far larger ones make denormal probabilities, which processors multiply many times slower.
     torch.nn.init.normal_(denoiser.head.weight, std=width**-0.5)
     words = Tokenizer.train_words((), vocab=[f"w{i}" for i in range(vocab - 2)])
-    return FlowLM(denoiser.eval(), words)
+    return FlowLM(denoiser.eval().to(device), words)
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each way, vocabulary and batch; `ratio` is for one network call."""
     repeats, steps = (2, 4) if quick else (9, 8)
-    length, width, depth = (8, 32, 1) if quick else (64, 256, 4)
     rows: list[Row] = []
-    for vocab in (64, 300) if quick else (512, 8192):
-        model = make_model(vocab, length, width, depth)
+    for vocab, length, width, depth in QUICK if quick else SIZES if device.type == "cpu" else PUBLISHED:
+        model = make_model(vocab, length, width, depth, device)
         for batch in (1, 4) if quick else (1, 64):
             say(f"generation: V = {vocab:,}, batch {batch}")
             arms = ways(model, batch, steps, dtype)
-            for row in compare(arms, repeats, calls={several(steps): steps}):
+            for row in compare(arms, repeats, calls={several(steps): steps}, device=device):
                 size = {"vocab": vocab, "batch": batch, "length": length, "width": width, "depth": depth}
                 speed = {"tokens_per_second": batch * length / (row["median"] * row["calls"])}
                 rows.append(size | speed | row)
@@ -58,8 +65,9 @@ def ways(model: FlowLM, batch: int, steps: int, dtype: torch.dtype) -> dict[str,
     """From the bare network to whole passages."""
     denoiser = model.denoiser
     name = str(dtype).removeprefix("torch.")
-    y = torch.randn(batch, model.length, denoiser.config.backbone.width)
-    cond = torch.randn(batch, 1, denoiser.config.backbone.conditioning).to(dtype)
+    device = denoiser.embedding.device
+    y = torch.randn(batch, model.length, denoiser.config.backbone.width).to(device)
+    cond = torch.randn(batch, 1, denoiser.config.backbone.conditioning).to(device, dtype)
 
     @torch.no_grad()
     def bare() -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from generation import make_model
-from measure import Row, compare
+from measure import CPU, Row, compare
 from training_step import TrainingStep, optimizer_of
 
 from flowlm.backbone import BackboneConfig
@@ -57,25 +57,27 @@ def line(x: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
     return {"fixed": float(fixed), "each": float(each), "worst": float(worst), "power": float(power)}
 
 
-def training(size: Size, dtype: str) -> Callable[[], object]:
+def training(size: Size, dtype: str, device: torch.device = CPU) -> Callable[[], object]:
     """A training step of the flow."""
     torch.manual_seed(0)
     shape = BackboneConfig(width=size.width, depth=size.depth)
-    model = Denoiser(DenoiserConfig(vocab_size=size.vocab, length=size.length, backbone=shape))
-    tokens = torch.randint(size.vocab, (size.batch, size.length))
+    model = Denoiser(DenoiserConfig(vocab_size=size.vocab, length=size.length, backbone=shape)).to(device)
+    tokens = torch.randint(size.vocab, (size.batch, size.length)).to(device)
     return TrainingStep(model, FlowObjective(model.clock), optimizer_of(model), tokens, dtype)
 
 
-def generation(size: Size, dtype: str) -> Callable[[], object]:
+def generation(size: Size, dtype: str, device: torch.device = CPU) -> Callable[[], object]:
     """One network call of the flow map, from noise to text."""
-    model = make_model(size.vocab, size.length, size.width, size.depth)
+    model = make_model(size.vocab, size.length, size.width, size.depth, device)
     return lambda: model.generate(size.batch, steps=1, dtype=dtype)
 
 
 WORKS = {"training step": training, "one-step generation": generation}
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each work and each of what is changed, its points in turns."""
     name = str(dtype).removeprefix("torch.")
     about, varied = (Size(64, 8, 2, 32, 1), QUICK) if quick else (Size(), VARIED)
@@ -85,7 +87,9 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
             say(f"growth: {work} with {what}")
             sizes: list[Any] = [replace(about, **{what: x}) for x in points]
             measured = compare(
-                {str(getattr(size, what)): make(size, name) for size in sizes}, repeats=2 if quick else 5
+                {str(getattr(size, what)): make(size, name, device) for size in sizes},
+                repeats=2 if quick else 5,
+                device=device,
             )
             medians = [row["median"] for row in measured]
             rows.append(

@@ -16,11 +16,18 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from flowlm.device import cpu_name, keep_freed_memory
+from flowlm.device import cpu_name, describe, keep_freed_memory
 from flowlm.evaluation.samples import current_commit
 
 Row = dict[str, Any]
 T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+def wait(device: torch.device) -> None:
+    """Until a GPU is done with what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def compare(
@@ -29,6 +36,7 @@ def compare(
     *,
     calls: Mapping[str, int] | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    device: torch.device = CPU,
 ) -> list[Row]:
     """Seconds of several ways to do one thing, taken in turns A B C A B C …, so that a slow moment hits all of them.
 
@@ -39,6 +47,7 @@ def compare(
         repeats: turns.
         calls: how many times a way does the thing in one run, 1 where it does not say.
         clock: in seconds.
+        device: on which they work; a run ends when it is done.
 
     Returns:
         A row per way: `arm`; `seconds` of each run; `calls`; `median`, seconds for doing the thing once; `ratio` of
@@ -51,8 +60,10 @@ def compare(
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(repeats):
         for name, arm in arms.items():
+            wait(device)
             start = clock()
             arm()
+            wait(device)
             seconds[name].append(clock() - start)
     rows: list[Row] = []
     for name, taken in seconds.items():
@@ -79,15 +90,18 @@ def resident_peak() -> int:
 
 
 class Memory(NamedTuple):
-    """Peak resident bytes of a process."""
+    """Peak bytes of a process: resident, or of tensors on its GPU."""
 
     peak: int
-    """Of the whole process: interpreter, libraries, what was built, the work."""
+    """Of the whole process: interpreter, libraries, what was built, the work; on a GPU, of all tensors."""
     own: int
-    """What the work added to the peak before it. Both are taken in one process: two of them differ by megabytes."""
+    """What the work added to the peak before it, on a GPU to what there was before. Both are taken in one process: two
+    of them differ by megabytes."""
 
 
-def report_memory(build: Callable[[], T], work: Callable[[T], object]) -> None:
+def report_memory(
+    build: Callable[[], T], work: Callable[[T], object], device: torch.device | str = CPU
+) -> None:
     """Build, do the work, and print the process's peaks: the end of a script that `memory_of` runs.
 
     Raises:
@@ -95,6 +109,13 @@ def report_memory(build: Callable[[], T], work: Callable[[T], object]) -> None:
     """
     keep_freed_memory()
     built = build()
+    if torch.device(device).type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work(built)
+        peak = torch.cuda.max_memory_allocated(device)
+        print(json.dumps([peak, peak - before]))
+        return
     before = resident_peak()
     work(built)
     peak = resident_peak()
@@ -131,9 +152,10 @@ def memory_of_arm(script: Path, case: Any, arm: str) -> Memory:
     return memory_of(script, json.dumps(dataclasses.asdict(case)), arm, str(torch.get_num_threads()))
 
 
-def machine(dtype: torch.dtype) -> dict[str, Any]:
-    """What a figure has to carry: processor, cores, threads, dtype, torch and commit."""
-    return {
+def machine(dtype: torch.dtype, device: torch.device = CPU) -> dict[str, Any]:
+    """What a figure has to carry: processor, cores, threads, dtype, torch and commit; and the GPU, if it is on one."""
+    gpu = {} if device.type == "cpu" else {"gpu": describe(device)}
+    return gpu | {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -1,4 +1,4 @@
-"""Steps of the presets as they are, at their full width, on a CPU: random tokens, one passage in a forward pass.
+"""Steps of the presets as they are, at their full width: random tokens; on a CPU, one passage in a forward pass.
 
 What `flowlm info` says of their memory stands beside what was measured. Each runs in a process of its own, since the
 peak of a process is one number.
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import Row, memory_of, report_memory
+from measure import CPU, Row, memory_of, report_memory
 
 from flowlm.config import RunConfig, from_dict, load_recipe, merge, nested, to_dict
 from flowlm.cost import Cost, cost_of, models_of
@@ -43,6 +43,7 @@ class Case:
     batch: int = 2
     micro_batch: int = 1
     dtype: str = "float32"
+    device: str = "cpu"
     model: dict[str, Any] = field(default_factory=dict)
     """What of the model is not as the recipe says."""
 
@@ -58,7 +59,7 @@ class Case:
 
     @property
     def config(self) -> RunConfig:
-        """The run's, on the CPU. Its teacher is given beside it."""
+        """The run's. Its teacher is given beside it."""
         over = {
             "teacher": "",
             "model": to_dict(self.models[0]),
@@ -68,24 +69,27 @@ class Case:
                     "train.batch": self.batch,
                     "train.micro_batch": self.micro_batch,
                     "train.dtype": self.dtype,
-                    "train.device": "cpu",
+                    "train.device": self.device,
                 }
             ),
         }
         return from_dict(RunConfig, merge(to_dict(load_recipe(self.recipe)), over))
 
 
-def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
-    """The three presets."""
-    name = str(dtype).removeprefix("torch.")
+def cases(quick: bool, dtype: torch.dtype, device: torch.device = CPU) -> list[Case]:
+    """The three presets; on a GPU with as many passages in a forward pass as they say, and no more in a step."""
+    given: dict[str, Any] = {"dtype": str(dtype).removeprefix("torch."), "device": str(device)}
     if quick:
-        return [Case(recipe, steps=3, dtype=name, model=TINY) for recipe in PRESETS]
-    return [Case(recipe, dtype=name) for recipe in PRESETS]
+        return [Case(recipe, steps=3, model=TINY, **given) for recipe in PRESETS]
+    if device.type == "cpu":
+        return [Case(recipe, **given) for recipe in PRESETS]
+    rows = {recipe: load_recipe(recipe).train.micro_batch for recipe in PRESETS}
+    return [Case(recipe, batch=n, micro_batch=n, **given) for recipe, n in rows.items()]
 
 
 def expected(case: Case) -> Cost:
     """What it costs by `flowlm.cost`."""
-    return cost_of(case.config, getattr(torch, case.dtype), "cpu", case.models)
+    return cost_of(case.config, getattr(torch, case.dtype), torch.device(case.device).type, case.models)
 
 
 def make_trainer(case: Case) -> Trainer:
@@ -94,7 +98,7 @@ def make_trainer(case: Case) -> Trainer:
     model, described = case.models
     teacher = None
     if described is not None:
-        teacher = family_of(described).network(described).requires_grad_(False).eval()
+        teacher = family_of(described).network(described).requires_grad_(False).eval().to(case.device)
         # Logits of the order of one, as in `generation`.
         torch.nn.init.normal_(teacher.get_parameter("head.weight"), std=described.backbone.width**-0.5)
     tokens = torch.randint(model.vocab_size, (64, model.length)).numpy()
@@ -146,10 +150,12 @@ def run(case: Case) -> Row:
     }
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each preset."""
     rows = []
-    for case in cases(quick, dtype):
+    for case in cases(quick, dtype, device):
         say(f"presets: {case.steps} steps of {case.recipe}")
         rows.append(run(case))
     return rows
@@ -163,4 +169,5 @@ if __name__ == "__main__":
         lambda trainer: Path(sys.argv[3]).write_text(
             json.dumps(work(trainer, asked.steps)), encoding="utf-8"
         ),
+        asked.device,
     )

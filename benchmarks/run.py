@@ -1,6 +1,6 @@
 """Times the package on this machine and writes the figures down.
 
-    python benchmarks/run.py [NAME|all] [--quick] [--threads N] [--dtype D] [--out FOLDER]
+    python benchmarks/run.py [NAME|all] [--quick] [--device D] [--threads N] [--dtype D] [--out FOLDER]
 
 NAME is one of those that benchmarks/README.md tells of. FOLDER/MACHINE gets a JSON file per
 benchmark, and tables.md, made from the JSON files that are there.
@@ -29,7 +29,7 @@ import tokenising
 import torch
 from measure import Row, machine
 
-from flowlm.device import keep_freed_memory, resolve_dtype
+from flowlm.device import keep_freed_memory, resolve_device, resolve_dtype
 from flowlm.files import write_data, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -184,6 +184,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="?", default="all", choices=[*TABLES, "all"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; tokenising is always the CPU's")
     parser.add_argument("--threads", type=int, default=0, help="of torch; its own choice when left out")
     parser.add_argument("--dtype", default="auto", help="compute dtype: auto, float32 or bfloat16")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -198,21 +199,22 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     chosen = parse(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    dtype, _ = resolve_dtype(chosen.dtype, torch.device("cpu"))
+    device = resolve_device(chosen.device)
+    dtype, _ = resolve_dtype(chosen.dtype, device)
     keep_freed_memory()  # as training and evaluating do, here for every way
-    here = machine(dtype)
+    here = machine(dtype, device)
     folder = chosen.out / folder_name(here)
     say: Callable[[str], None] = lambda line: print(line, flush=True)  # noqa: E731
     measures: dict[str, Callable[[], list[Row]]] = {
-        "state": lambda: state.measure(chosen.quick, dtype, say),
-        "distillation": lambda: distillation.measure(chosen.quick, dtype, say),
-        "presets": lambda: presets.measure(chosen.quick, dtype, say),
-        "steps": lambda: steps.measure(chosen.quick, dtype, say),
-        "bounds": lambda: bounds.measure(chosen.quick, dtype, say),
-        "growth": lambda: growth.measure(chosen.quick, dtype, say),
+        "state": lambda: state.measure(chosen.quick, dtype, say, device),
+        "distillation": lambda: distillation.measure(chosen.quick, dtype, say, device),
+        "presets": lambda: presets.measure(chosen.quick, dtype, say, device),
+        "steps": lambda: steps.measure(chosen.quick, dtype, say, device),
+        "bounds": lambda: bounds.measure(chosen.quick, dtype, say, device),
+        "growth": lambda: growth.measure(chosen.quick, dtype, say, device),
         "tokenising": lambda: tokenising.measure(chosen.quick, say),
-        "generation": lambda: generation.measure(chosen.quick, dtype, say),
-        "families": lambda: families.measure(chosen.quick, dtype, say),
+        "generation": lambda: generation.measure(chosen.quick, dtype, say, device),
+        "families": lambda: families.measure(chosen.quick, dtype, say, device),
     }
     if chosen.what == "all":
         # Each in a process of its own: the peak of one that starts others counts in theirs.
@@ -229,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def folder_name(here: dict[str, Any]) -> str:
     """A folder's name for a machine, its threads and dtype: figures of two of them never share a table."""
-    text = f"{here['cpu']} {here['threads']} threads {here['dtype']}"
+    where = here.get("gpu") or f"{here['cpu']} {here['threads']} threads"
+    text = f"{where} {here['dtype']}"
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
@@ -247,9 +250,10 @@ def section(name: str, note: str, columns: Columns, result: dict[str, Any]) -> s
     """One benchmark: its circumstances, then a line per row."""
     here = result["machine"]
     quick = " **Quick: tiny sizes, no figures to quote.**" if result["quick"] else ""
+    gpu = f"{here['gpu']}, " if "gpu" in here else ""
     head = (
-        f"{here['cpu']}, {here['threads']} of {here['cores']} cores, {here['dtype']}, torch {here['torch']}, commit "
-        f"`{here['commit']}`.{quick} {note} Medians of {len(result['rows'][0]['seconds'])} turns."
+        f"{gpu}{here['cpu']}, {here['threads']} of {here['cores']} cores, {here['dtype']}, torch {here['torch']}, "
+        f"commit `{here['commit']}`.{quick} {note} Medians of {len(result['rows'][0]['seconds'])} turns."
     )
     lines = [
         list(columns),

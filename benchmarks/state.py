@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from measure import Row, compare, memory_of_arm, report_memory
+from measure import CPU, Row, compare, memory_of_arm, report_memory
 from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
 
 from flowlm.backbone import BackboneConfig
@@ -34,14 +34,16 @@ class Case:
     local_posterior: bool = True
     dtype: str = "float32"
     """Compute dtype of the network; the state stays float32, as in the package."""
+    device: str = "cpu"
 
 
-def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
+def cases(quick: bool, dtype: torch.dtype, device: torch.device = CPU) -> list[Case]:
     """V = 512 lies at 2d, where the package draws z itself; the local posterior is on, as by default, and off."""
     name = str(dtype).removeprefix("torch.")
     if quick:
-        return [Case(4096, 8, 64, 32, 1, True, name)]
-    return [Case(v, local_posterior=on, dtype=name) for v in (512, 8192, 50257) for on in (True, False)]
+        return [Case(4096, 8, 64, 32, 1, True, name, str(device))]
+    sizes = [(v, on) for v in (512, 8192, 50257) for on in (True, False)]
+    return [Case(v, local_posterior=on, dtype=name, device=str(device)) for v, on in sizes]
 
 
 #: What an arm's objective is; the package's first.
@@ -63,9 +65,9 @@ def steps_of(case: Case) -> dict[str, TrainingStep]:
             local_posterior=case.local_posterior,
             backbone=shape,
         )
-    )
+    ).to(case.device)
     optimizer = optimizer_of(model)
-    tokens = torch.randint(case.vocab, (case.batch, case.length))
+    tokens = torch.randint(case.vocab, (case.batch, case.length)).to(case.device)
     return {
         arm: TrainingStep(model, objective(model.clock), optimizer, tokens, case.dtype)
         for arm, objective in ARMS.items()
@@ -82,10 +84,12 @@ def work(steps: dict[str, TrainingStep], arm: str) -> None:
         steps[arm]()
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each state in each case."""
     rows: list[Row] = []
-    todo = cases(quick, dtype)
+    todo = cases(quick, dtype, device)
     peaks = []
     # All of them first: the peak of a process counts in that of the one which started it.
     for case in todo:
@@ -93,7 +97,7 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
         peaks.append({arm: memory_of_arm(Path(__file__), case, arm) for arm in ARMS})
     for case, peak in zip(todo, peaks, strict=True):
         say(f"state: seconds of a step at V = {case.vocab:,}, local posterior {_on(case)}")
-        arms = compare(steps_of(case), repeats=2 if quick else 5)
+        arms = compare(steps_of(case), repeats=2 if quick else 5, device=device)
         for row in arms:
             rows.append(
                 dataclasses.asdict(case)
@@ -118,4 +122,5 @@ def _on(case: Case) -> str:
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
-    report_memory(lambda: steps_of(Case(**json.loads(sys.argv[1]))), lambda steps: work(steps, sys.argv[2]))
+    asked = Case(**json.loads(sys.argv[1]))
+    report_memory(lambda: steps_of(asked), lambda steps: work(steps, sys.argv[2]), asked.device)

@@ -1,7 +1,7 @@
 """One training step at the published sizes: the flow against masked diffusion, the dense state and the flow map.
 
-Networks, objectives and optimizers are those of the presets, of 12 blocks × 768; 4,096 tokens a step, all of them in
-one forward pass.
+Networks, objectives and optimizers are those of the presets, of 12 blocks × 768; all tokens of a step are in one
+forward pass: 4,096 on a CPU, and as many as in one of the presets on a GPU.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import presets
 import torch
-from measure import Memory, Row, compare, memory_of_arm, report_memory
+from measure import CPU, Memory, Row, compare, memory_of_arm, report_memory
 from torch import Tensor
 from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
 
-from flowlm.cost import cost_of
+from flowlm.device import moved
 from flowlm.discrete import mdlm
 from flowlm.discrete.base import SCHEDULE, DiscreteObjective
 from flowlm.discrete.network import TokenNetwork
@@ -37,18 +37,18 @@ class BlocksAlone(FlowObjective):
         return self._width
 
     def losses(self, model: Any, tokens: Tensor, xi: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        hidden: Tensor = model(xi, draws["t"]).hidden
+        hidden: Tensor = model(xi, moved(draws["t"], xi.device)).hidden
         return hidden.float().mean(-1)
 
 
 def masked_alone(net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
     """MDLM's losses with the head on masked positions only, whose losses are the others' zeros."""
-    mask, t = net.config.vocab_size, draws["t"]
+    mask, t = net.config.vocab_size, moved(draws["t"], tokens.device)
     x = mdlm.corrupt(tokens, t, noise[0], mask, SCHEDULE)
     chosen = x == mask
     found = net(x).at(chosen).cross_entropy(tokens[chosen])
     weight = SCHEDULE.weight(t)[:, None].expand(tokens.shape)[chosen].float()
-    return torch.zeros(tokens.shape).masked_scatter(chosen, weight * found)
+    return torch.zeros(tokens.shape, device=tokens.device).masked_scatter(chosen, weight * found)
 
 
 BLOCKS = "blocks alone"
@@ -72,19 +72,22 @@ class Case:
     batch: int
     dtype: str = "float32"
     quick: bool = False
+    device: str = "cpu"
 
     def preset(self, name: str) -> presets.Case:
         """The preset of a family at this size."""
         model = presets.TINY if self.quick else {}
-        return presets.Case(f"{self.corpus}-{name}", 1000, self.batch, self.batch, self.dtype, model)
+        recipe, rows = f"{self.corpus}-{name}", self.batch
+        return presets.Case(recipe, 1000, rows, rows, self.dtype, self.device, model)
 
 
-def cases(quick: bool, dtype: torch.dtype) -> list[Case]:
-    """4,096 tokens a step at either size."""
-    name = str(dtype).removeprefix("torch.")
+def cases(quick: bool, dtype: torch.dtype, device: torch.device = CPU) -> list[Case]:
+    """At either size, 4,096 tokens a step on a CPU, and on a GPU 16,384 and 32,768."""
+    name, where = str(dtype).removeprefix("torch."), str(device)
     if quick:
-        return [Case("lm1b", 4, name, True)]
-    return [Case("lm1b", 32, name), Case("owt", 4, name)]
+        return [Case("lm1b", 4, name, True, where)]
+    rows = {"lm1b": 32, "owt": 4} if device.type == "cpu" else {"lm1b": 128, "owt": 32}
+    return [Case(corpus, batch, name, device=where) for corpus, batch in rows.items()]
 
 
 def steps_of(case: Case, arms: tuple[str, ...] = tuple(ARMS)) -> dict[str, TrainingStep]:
@@ -97,7 +100,7 @@ def steps_of(case: Case, arms: tuple[str, ...] = tuple(ARMS)) -> dict[str, Train
             trainer = presets.make_trainer(case.preset(name))
             optimizer = optimizer_of(trainer.model, trainer.config.optim)
             shape = trainer.config.model
-            tokens = torch.randint(shape.vocab_size, (case.batch, shape.length))
+            tokens = torch.randint(shape.vocab_size, (case.batch, shape.length)).to(case.device)
             made[name] = trainer.model, trainer.objective, optimizer, tokens
         model, own, optimizer, tokens = made[name]
         steps[arm] = TrainingStep(
@@ -113,10 +116,12 @@ def outside(model: torch.nn.Module) -> int:
     )
 
 
-def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list[Row]:
+def measure(
+    quick: bool, dtype: torch.dtype, say: Callable[[str], None], device: torch.device = CPU
+) -> list[Row]:
     """A row for each arm in each case."""
     rows: list[Row] = []
-    todo = cases(quick, dtype)
+    todo = cases(quick, dtype, device)
     peaks: dict[tuple[Case, str], Memory] = {}
     # All of them first: the peak of a process counts in that of the one which started it.
     for case in todo:
@@ -132,10 +137,10 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
             arm: max(0, peaks[case, arm].own - blocks - (outside(model) if arm != BLOCKS else 0))
             for arm in ARMS
         }
-        for row in compare(steps, repeats=2 if quick else 5):
+        for row in compare(steps, repeats=2 if quick else 5, device=device):
             name, objective = ARMS[row["arm"]]
             preset = case.preset(name)
-            flops = cost_of(preset.config, getattr(torch, case.dtype), "cpu", preset.models).step_flops
+            flops = presets.expected(preset).step_flops
             rows.append(
                 {"corpus": case.corpus, "dtype": case.dtype}
                 | shape
@@ -154,7 +159,9 @@ def measure(quick: bool, dtype: torch.dtype, say: Callable[[str], None]) -> list
 
 if __name__ == "__main__":
     torch.set_num_threads(int(sys.argv[3]))
+    asked = Case(**json.loads(sys.argv[1]))
     report_memory(
-        lambda: steps_of(Case(**json.loads(sys.argv[1])), (sys.argv[2],))[sys.argv[2]],
+        lambda: steps_of(asked, (sys.argv[2],))[sys.argv[2]],
         lambda step: [step() for _ in range(2)],
+        asked.device,
     )

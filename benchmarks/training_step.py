@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from flowlm import rng
 from flowlm.config import OptimConfig
-from flowlm.device import precision
+from flowlm.device import moved, precision
 from flowlm.families import Objective
 from flowlm.objectives import FlowObjective
 from flowlm.training.optim import Optimizer
-
-CPU = torch.device("cpu")
 
 
 def optimizer_of(model: nn.Module, config: OptimConfig | None = None) -> Optimizer:
@@ -33,7 +31,7 @@ class TrainingStep:
 
     Args:
         model, objective, optimizer: what is trained, towards what, by what.
-        tokens: (B, L), of every step.
+        tokens: (B, L), of every step, where the model is.
         dtype: compute dtype of the network.
     """
 
@@ -44,12 +42,12 @@ class TrainingStep:
 
     def loss(self) -> Tensor:
         """The mean loss of the next step."""
-        batch, length = self.tokens.shape
+        device, (batch, length) = self.tokens.device, self.tokens.shape
         self.model.train()
         self.objective.prepare(self.model, self.count)
         draws = self.objective.draw(batch, rng.generator(0, "draw", self.count))
-        noise = self.objective.noise([(0, "noise", self.count, i) for i in range(batch)], length, CPU)
-        with precision(CPU, self.dtype):
+        noise = self.objective.noise([(0, "noise", self.count, i) for i in range(batch)], length, device)
+        with precision(device, self.dtype):
             return self.objective.losses(self.model, self.tokens, noise, draws).mean()
 
     def __call__(self) -> float:
@@ -74,10 +72,10 @@ class DenseFlow(FlowObjective):
         return self._vocab
 
     def losses(self, model: Any, tokens: Tensor, z: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        t = draws["t"]
+        t = moved(draws["t"], z.device)
         x = self.state(tokens, z, t[:, None, None])
         # In float32, as the package makes its states: autocast would round the noise.
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             y = x @ model.embedding
         losses: Tensor = model(y, t).cross_entropy(tokens)
         return losses

@@ -401,6 +401,7 @@ def test_machines_do_not_share_a_folder(load: Any) -> None:
     here = {"cpu": "Some(R) CPU @ 2.10GHz", "threads": 2, "dtype": "float32"}
     assert run.folder_name(here) == "some-r-cpu-2-10ghz-2-threads-float32"
     assert run.folder_name(here | {"threads": 4}) != run.folder_name(here)
+    assert run.folder_name(here | {"gpu": "NVIDIA H200"}) == "nvidia-h200-float32"
 
 
 COMMITTED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").iterdir())

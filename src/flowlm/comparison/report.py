@@ -472,8 +472,10 @@ def _frontiers(runner: Runner, rows: Sequence[Row], references: Sequence[Row]) -
             if swept:
                 path = runner.out / f"frontier-{budget:g}-tflop-{k}.png"
                 plot_frontier([*swept, *references], path)
+                others = {row["model"]: row["nfe"] for row in swept if row["nfe"] != k}
+                but = "".join(f", {model} in {calls_text(own)}" for model, own in others.items())
                 out[path] = (
-                    f"Perplexity against entropy in {calls_text(k)}, {budget:g} TFLOP, seed {compare.seeds[0]}: "
+                    f"Perplexity against entropy in {calls_text(k)}{but}, {budget:g} TFLOP, seed {compare.seeds[0]}: "
                     "a knob of each sampler turned."
                 )
     return out

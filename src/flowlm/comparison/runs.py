@@ -143,6 +143,7 @@ class Runner:
         self._flops: dict[str, float] = {}
         self.rates: dict[str, float] = {}
         """Of each model, the multiple of its learning rates that was chosen."""
+        self._chosen_by: dict[str, set[Path]] = {"rates": set(), "samplers": set()}
         self._texts: dict[tuple[str, float, int], dict[str, list[str]]] = {}
         self.samplers: dict[str, dict[int, Choice]] = {}
         """Of each model and number of network calls, which of its samplers was chosen, and which knob."""
@@ -344,6 +345,7 @@ class Runner:
         if not ranks:
             asked += [compare.search_steps, entry.samplers[0], self._search_num, *self._judging()]
         path = self.work / "rates" / f"{identity(asked)}.json"
+        self._chosen_by["rates"].add(path)
         if path.exists():
             return float(json.loads(path.read_text(encoding="utf-8"))["chosen"])
         found: dict[float, float] = {}
@@ -434,6 +436,7 @@ class Runner:
             / "samplers"
             / f"{identity([job.hash, entry.samplers, self._search_num, *self._judging()])}.json"
         )
+        self._chosen_by["samplers"].add(path)
         if not path.exists():
             training, judging = part.split(1 - _JUDGING) if part else (None, None)
             files.write_json(
@@ -633,11 +636,8 @@ class Runner:
     def settings(self) -> dict[str, Any]:
         """All that decides what is found, and by what it was chosen: for those who read the report."""
         chosen = {
-            kind: [
-                json.loads(path.read_text(encoding="utf-8"))
-                for path in sorted((self.work / kind).glob("*.json"))
-            ]
-            for kind in ("rates", "samplers")
+            kind: [json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)]
+            for kind, paths in self._chosen_by.items()
         }
         return {
             "source": self.work.name,
