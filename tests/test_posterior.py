@@ -154,6 +154,21 @@ def test_categorical_reaches_the_ends() -> None:
     assert (high == V - 1).all()
 
 
+def test_the_likeliest_token_needs_no_soft_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    posterior = make(softcap=2.0)
+    expected = posterior.log_probs().argmax(-1)
+
+    def none(*args: object) -> Tensor:
+        raise AssertionError("a pass over V for nothing")
+
+    monkeypatch.setattr(torch, "tanh", none)
+    assert torch.equal(posterior.tokens(), expected)
+    # a head that is made of another and something else is asked as it is
+    bias = torch.randn(V)
+    other = Posterior(posterior.hidden, lambda h: posterior.head.uncapped(h) + bias, posterior.embedding)
+    assert torch.equal(other.tokens(), other.log_probs().argmax(-1))
+
+
 def test_softcap_bounds_logits() -> None:
     head = Head(D, V, softcap=2.0)
     nn.init.constant_(head.weight, 100.0)

@@ -70,9 +70,13 @@ class Head(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) in float32."""
-        weight = self.weight if self._tied[0] is None else self._tied[0]
-        logits = F.linear(hidden, weight.to(hidden.dtype), self.bias.to(hidden.dtype)).float()
+        logits = self.uncapped(hidden)
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+    def uncapped(self, hidden: Tensor) -> Tensor:
+        """Logits before the soft cap, which leaves their order as it is."""
+        weight = self.weight if self._tied[0] is None else self._tied[0]
+        return F.linear(hidden, weight.to(hidden.dtype), self.bias.to(hidden.dtype)).float()
 
 
 class Posterior:
@@ -118,6 +122,11 @@ class Posterior:
     def _logits(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             return self.head(hidden)
+
+    def _largest(self, hidden: Tensor) -> Tensor:
+        """The likeliest token of each hidden state. A pass over V less where only a soft cap would be taken."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (self.head.uncapped if isinstance(self.head, Head) else self.head)(hidden).argmax(-1)
 
     def _probs(self, logits: Tensor) -> Tensor:
         return logits.softmax(-1)
@@ -175,7 +184,7 @@ class Posterior:
             temperature: of the categorical rule.
         """
         if rule == "argmax":
-            return self._chunked(lambda h, _: self._logits(h).argmax(-1))
+            return self._chunked(lambda h, _: self._largest(h))
         if rule != "categorical":
             raise ValueError(f"unknown last-step rule {rule!r}: use 'argmax' or 'categorical'")
         if uniform is None:
