@@ -239,3 +239,12 @@ def test_prepared_rows_are_taken_in_its_place(tmp_path: Path, monkeypatch: pytes
     )
     with pytest.raises(ValueError, match=told):
         load_corpus(dataclasses.replace(config, path=str(tmp_path / "docs.jsonl")), 16)
+    # rows of some other text, made in the same way, are not these
+    other = tmp_path / "other"
+    plain = dataclasses.replace(config, corpus="text", path=str(tmp_path / "docs.jsonl"), unit="line")
+    prepare_corpus(plain, 16, other, silent)
+    with pytest.raises(
+        ValueError, match=r"holds rows of another text, .*not of docs: take them as data\.corpus = 'text'"
+    ):
+        load_corpus(dataclasses.replace(config, path=str(other)), 16)
+    assert len(load_corpus(dataclasses.replace(plain, path=str(other)), 16).train)

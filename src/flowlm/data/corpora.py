@@ -436,7 +436,17 @@ def _text(
                 "train on it as it is, or give the text that it was made from"
             )
         given = _given(path, recipe, tokenizer)
-        return given, given.meta.get("origin", {})
+        said = given.meta.get("origin", {})
+        if config.corpus == "docs":
+            own = "versions" in said
+        else:
+            own = config.corpus == "text" or said.get("label") == CORPORA[config.corpus].label
+        if not own:
+            raise ValueError(
+                f"data.path = {config.path!r} holds rows of another text, prepared in the same way, and not of "
+                f"{config.corpus}: take them as data.corpus = 'text'"
+            )
+        return given, said
     sides: Sides | None = None
     source = str(path.resolve())
     if config.corpus in CORPORA:
