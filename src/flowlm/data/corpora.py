@@ -438,10 +438,10 @@ def _text(
         given = _given(path, recipe, tokenizer)
         said = given.meta.get("origin", {})
         if config.corpus == "docs":
-            own = "versions" in said
+            is_its = "versions" in said
         else:
-            own = config.corpus == "text" or said.get("label") == CORPORA[config.corpus].label
-        if not own:
+            is_its = config.corpus == "text" or said.get("label") == CORPORA[config.corpus].label
+        if not is_its:
             raise ValueError(
                 f"data.path = {config.path!r} holds rows of another text, prepared in the same way, and not of "
                 f"{config.corpus}: take them as data.corpus = 'text'"
