@@ -176,15 +176,15 @@ def test_ctrl_c_then_resume(
 
     whole = trained(tmp_path / "whole", settings({"recipe": "r"}))
     path, out = recipe(tmp_path / "r.toml"), tmp_path / "run"
-    optimize = Trainer.optimize
+    update = Trainer.update
 
-    def pressed(self: Trainer) -> tuple[float, float]:
+    def pressed(self: Trainer) -> Any:
         if self.step == 2:
             signal.raise_signal(signal.SIGINT)
-        return optimize(self)
+        return update(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "optimize", pressed)
+        patch.setattr(Trainer, "update", pressed)
         assert command("train", path, "--out", out) == 130
     assert f"interrupted at step 3; everything is saved. Continue with: flowlm train --resume {out}" in said(
         capsys

@@ -89,14 +89,14 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 def test_an_interruption_saves_the_stage_and_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    optimize = Trainer.optimize
+    update = Trainer.update
 
-    def pressed(self: Trainer) -> tuple[float, float]:
+    def pressed(self: Trainer) -> Any:
         if self.step == 2:
             signal.raise_signal(signal.SIGINT)
-        return optimize(self)
+        return update(self)
 
-    monkeypatch.setattr(Trainer, "optimize", pressed)
+    monkeypatch.setattr(Trainer, "update", pressed)
     out = tmp_path / "demo"
     assert command("demo", "--minutes", "1", "--num", "12", "--out", out, "--device", "cpu") == 130
     text = said(capsys)

@@ -29,7 +29,7 @@ from flowlm.config import RunConfig, dump_toml, from_dict, read_run_config
 from flowlm.objectives import FlowObjective
 from flowlm.training.checkpoint import RunDirectory
 from flowlm.training.distributed import Forward, Ranks, Shards, device_of, joined, rank_lost
-from flowlm.training.loop import open_run
+from flowlm.training.loop import Trainer, open_run
 from flowlm.weights import whole
 from helpers import (
     command,
@@ -54,9 +54,11 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="flowlm-tests-")  # removed when th
 PLAIN = {"optim.muon_lr": 0.0, "train.steps": 4, "train.eval_every": 2}
 
 
-def _work(args: Sequence[str], environment: dict[str, str], log: str) -> None:
+def _work(args: Sequence[str], environment: dict[str, str], log: str, ahead: bool) -> None:
     """One rank: a command, what it prints in a file of its own."""
     os.environ.update(environment)
+    if ahead:
+        Trainer.runs_ahead = True  # type: ignore[assignment, method-assign]
     torch.set_num_threads(1)
     with open(log, "w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         sys.exit(main(list(args)))
@@ -68,7 +70,7 @@ def _port() -> str:
         return str(free.getsockname()[1])
 
 
-def ranks(num: int, folder: Path, *args: str | Path) -> list[str]:
+def ranks(num: int, folder: Path, *args: str | Path, ahead: bool = False) -> list[str]:
     """A command in num processes, as torchrun would start them without its own six seconds; what each printed.
 
     The exit status, where it is not 0, comes after it.
@@ -87,7 +89,9 @@ def ranks(num: int, folder: Path, *args: str | Path) -> list[str]:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        process = context.Process(target=_work, args=([str(arg) for arg in args], environment, str(log)))
+        process = context.Process(
+            target=_work, args=([str(arg) for arg in args], environment, str(log), ahead)
+        )
         process.start()
         processes.append(process)
     out = []
@@ -98,11 +102,11 @@ def ranks(num: int, folder: Path, *args: str | Path) -> list[str]:
     return out
 
 
-def train(num: int, out: Path, config: RunConfig, *args: str | Path) -> Path:
+def train(num: int, out: Path, config: RunConfig, *args: str | Path, ahead: bool = False) -> Path:
     """A run of a configuration by num processes."""
     file = out.with_suffix(".toml")
     file.write_text(dump_toml(config))
-    printed = ranks(num, out.parent, "train", file, "--out", out, *args)
+    printed = ranks(num, out.parent, "train", file, "--out", out, *args, ahead=ahead)
     assert "done: step" in printed[0]
     assert not any("exit" in text for text in printed), printed
     assert not any(printed[1:]), printed  # the first one speaks for all
@@ -182,7 +186,7 @@ def test_several_processes_learn_what_one_learns(objective: str, tmp_path: Path)
     start = Path(config.teacher or config.init or tmp_path / "one")
     runs = [
         train(2, tmp_path / "two", config, "--train.micro-batch", "3"),
-        train(2, tmp_path / "parts", config, "--train.micro-batch", "3", "--train.shard"),
+        train(2, tmp_path / "parts", config, "--train.micro-batch", "3", "--train.shard", ahead=True),
     ]
     if objective == "flow":
         runs.append(train(4, tmp_path / "four", config))

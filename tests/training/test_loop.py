@@ -541,14 +541,14 @@ def test_a_fixed_clock_draws_in_the_conditioning_clocks_time(tmp_path: Path) -> 
 
 
 def _before_step(trainer: Trainer, step: int, act: Callable[[], None]) -> None:
-    optimize = trainer.optimize
+    update = trainer.update
 
-    def wrapped() -> tuple[float, float]:
+    def wrapped() -> tuple[Tensor, Tensor]:
         if trainer.step == step:
             act()
-        return optimize()
+        return update()
 
-    trainer.optimize = wrapped  # type: ignore[method-assign]
+    trainer.update = wrapped  # type: ignore[method-assign]
 
 
 def _interrupt_at(trainer: Trainer, step: int) -> None:
@@ -603,9 +603,62 @@ def test_a_resumed_run_that_had_finished_says_its_loss(tmp_path: Path) -> None:
     assert again.held_out == result.held_out
 
 
+@pytest.fixture
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: what a step came to is read when the next one was given."""
+    monkeypatch.setattr(Trainer, "runs_ahead", True)
+
+
+@pytest.mark.usefixtures("ahead")
+def test_a_run_that_runs_ahead_is_the_same(tmp_path: Path) -> None:
+    over = {"train.steps": 7, "train.log_every": 3, "train.save_every": 5, "train.eval_every": 0}
+    read: list[int] = []
+    trainer = begin(tmp_path / "ahead", settings(over))
+    own = trainer._read
+
+    def told(given: Any) -> tuple[float, float]:
+        read.append(trainer.step - given.step)
+        return own(given)
+
+    trainer._read = told  # type: ignore[method-assign]
+    result = trainer.train()
+    # a step behind, but where it is logged or saved
+    assert read == [2, 2, 1, 2, 1, 1, 1]
+    with pytest.MonkeyPatch.context() as plain:
+        plain.setattr(Trainer, "runs_ahead", False)
+        other = begin(tmp_path / "plain", settings(over))
+        assert other.train().held_out == result.held_out
+    drop = {"seconds"}
+    lines = [
+        [{k: v for k, v in line.items() if k not in drop} for line in metrics(tmp_path / name)]
+        for name in ("ahead", "plain")
+    ]
+    assert lines[0] == lines[1]
+    for name, value in tensors(tmp_path / "ahead" / "ema.safetensors").items():
+        assert torch.equal(value, tensors(tmp_path / "plain" / "ema.safetensors")[name])
+
+
+@pytest.mark.usefixtures("ahead")
+def test_an_interruption_leaves_no_step_unread(tmp_path: Path) -> None:
+    over = {"train.log_every": 100, "train.save_every": 100, "train.eval_every": 0, "train.steps": 50}
+    trainer = begin(tmp_path / "run", settings(over))
+    losses = trainer.objective.losses
+    trainer.objective.losses = (  # type: ignore[method-assign]
+        lambda *args: losses(*args) * (math.nan if trainer.step == 5 else 1.0)
+    )
+    _before_step(trainer, 5, trainer.interrupt)
+    with pytest.raises(TrainingError, match=r"the loss became nan .* at step 5"):
+        trainer.train()
+    assert not trainer.run.steps()
+
+
 @pytest.mark.parametrize("objective", ["flow", "flow-map"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_run(bad: float, objective: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("far", [0, 1])
+def test_a_loss_that_is_not_finite_stops_the_run(
+    far: int, bad: float, objective: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "runs_ahead", bool(far))
     trainer = begin(tmp_path / "run", _config(objective))
     losses = trainer.objective.losses
 

@@ -276,14 +276,14 @@ def test_weights_go_on_after_an_interruption(tmp_path: Path, monkeypatch: pytest
     config = map_settings(teacher, {"flow_map.weight": "inverse", "train.steps": 6})
     trained(tmp_path / "whole", config)
     trainer = begin(tmp_path / "parts", config)
-    optimize = trainer.optimize
+    update = trainer.update
 
-    def stopping() -> tuple[float, float]:
+    def stopping() -> tuple[torch.Tensor, torch.Tensor]:
         if trainer.step == 2:
             trainer.interrupt()
-        return optimize()
+        return update()
 
-    monkeypatch.setattr(trainer, "optimize", stopping)
+    monkeypatch.setattr(trainer, "update", stopping)
     assert not trainer.train().finished
     assert open_run(tmp_path / "parts", say=silent).train().finished
     for name in ("model", "ema"):

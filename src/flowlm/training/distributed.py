@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -100,8 +101,11 @@ class Ranks:
         return contextlib.nullcontext()
 
     def mean(self, loss: Tensor, stop: bool) -> Tensor:
-        """The mean of a number; and the ranks agree to stop where one of them wants to."""
+        """The mean of a number; and whether one of the ranks wants to stop goes with it."""
         return loss
+
+    def agree(self) -> None:
+        """Learn what went with the first of the means for which this was not asked yet."""
 
     def stops(self, asked: bool) -> bool:
         """Whether all stop before the next step."""
@@ -138,6 +142,7 @@ class Replicas(Ranks):
     def __init__(self, device: torch.device):
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self._device, self._stops = device, False
+        self._asked: deque[Tensor] = deque()
 
     def device(self, name: str) -> torch.device:
         return self._device
@@ -166,11 +171,14 @@ class Replicas(Ranks):
             yield
 
     def mean(self, loss: Tensor, stop: bool) -> Tensor:
-        # One exchange for both: the step waits for its loss anyway.
-        both = torch.stack([loss, torch.full_like(loss, float(stop))])
+        both = torch.stack([loss, torch.full_like(loss, float(stop))])  # one exchange
         dist.all_reduce(both)
-        self._stops = bool(both[1] > 0)
+        self._asked.append(both[1])
         return both[0] / self.world
+
+    def agree(self) -> None:
+        # All ranks read the same step's at the same place: they stop together.
+        self._stops = bool(self._asked.popleft() > 0)
 
     def stops(self, asked: bool) -> bool:
         return self._stops

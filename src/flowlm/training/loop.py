@@ -59,6 +59,16 @@ class DivergedError(TrainingError):
 
 
 @dataclass(frozen=True)
+class _Given:
+    """A step that the device was given: its loss and gradient norm there, and the draws of its batch."""
+
+    step: int
+    loss: Tensor
+    norm: Tensor
+    draws: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class TrainResult:
     """How a run ended."""
 
@@ -279,6 +289,8 @@ class Trainer:
         self._held_out = math.nan
         self._unseen: list[tuple[Tensor, Tensor, Tensor]] = []
         """Of steps that the adaptive clock has not seen: times, which of the rows count, this rank's losses."""
+        self._drawn: Mapping[str, Tensor] = {}
+        """Of the last step."""
         self._stop = False
 
     # -- the run's life ------------------------------------------------------------------------------------
@@ -365,11 +377,21 @@ class Trainer:
             else part.of(cfg.steps)
         )
         with _interruptible(self), self._lost_guard(), own as progress:
+            waiting: _Given | None = None
+            loss = norm = None
             while self.step < cfg.steps and not self.ranks.stops(self._stop):
-                loss, norm = self._guarded_step()
+                with self._memory_guard("training"):
+                    given = _Given(self.step, *self.update(), self._drawn)
                 self.step += 1
+                # What a step came to is read when the next one is with the device, which then has no reason to pause.
+                if waiting is not None:
+                    loss, norm = self._read(waiting)
+                waiting = given
+                if not self.runs_ahead or self._pauses:
+                    loss, norm = self._read(waiting)
+                    waiting = None
                 progress.advance(self.step, loss)
-                if self.step % cfg.log_every == 0 or self.step == cfg.steps:
+                if self._logs:
                     metrics.write(
                         step=self.step,
                         loss=loss,
@@ -381,14 +403,15 @@ class Trainer:
                     )
                     if warning := self.objective.warning():
                         progress.say(f"step {self.step}: {warning}")
-                last = self.step == cfg.steps
-                if last or (cfg.eval_every and self.step % cfg.eval_every == 0):
+                if self._evaluates:
                     with self._memory_guard("evaluating"):
                         self._evaluate(metrics, progress.say)
                 # The best weights are worth a checkpoint wherever they come.
                 best = cfg.choose == "best" and self.best is not None and self.best[1] == self.step
-                if last or best or self.step % cfg.save_every == 0:
+                if best or self._saves:
                     self._save()
+            if waiting is not None:
+                self._read(waiting)
             if self.step < cfg.steps:
                 self._save()
         finished = self.step >= cfg.steps
@@ -451,19 +474,47 @@ class Trainer:
                 f"on with as many processes as there are: torchrun … -m flowlm.cli train --resume {self.run.path}"
             ) from error
 
-    def _guarded_step(self) -> tuple[float, float]:
-        cfg = self.config.train
-        with self._memory_guard("training"):
-            loss, norm = self.optimize()
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a step is given to the device while it is busy with the one before."""
+        return self.device.type == "cuda"
+
+    @property
+    def _is_last(self) -> bool:
+        return self.step == self.config.train.steps
+
+    @property
+    def _logs(self) -> bool:
+        return self._is_last or self.step % self.config.train.log_every == 0
+
+    @property
+    def _evaluates(self) -> bool:
+        every = self.config.train.eval_every
+        return self._is_last or (every > 0 and self.step % every == 0)
+
+    @property
+    def _saves(self) -> bool:
+        return self._is_last or self.step % self.config.train.save_every == 0
+
+    @property
+    def _pauses(self) -> bool:
+        """Whether something is done after this step for which all has to be finite."""
+        return self._logs or self._evaluates or self._saves
+
+    def _read(self, given: _Given) -> tuple[float, float]:
+        """Loss and gradient norm of a step, when the device is done with it.
+
+        DivergedError: they are no numbers.
+        """
+        self.ranks.agree()
+        loss, norm, step = float(given.loss), float(given.norm), given.step
         if not (math.isfinite(loss) and math.isfinite(norm)):
             if not self.ranks.first:
                 raise ElsewhereError("the loss is not finite, which the first rank says")
-            path = self.run.path / f"nonfinite-step-{self.step:08d}.safetensors"
-            tokens = self.loader.batch(self.step)
-            draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", self.step))
-            save_batch(path, {"tokens": tokens, **draws})
+            path = self.run.path / f"nonfinite-step-{step:08d}.safetensors"
+            save_batch(path, {"tokens": self.loader.batch(step), **given.draws})
             raise DivergedError(
-                f"the loss became {loss} (gradient norm {norm}) at step {self.step}; the batch is in {path}. "
+                f"the loss became {loss} (gradient norm {norm}) at step {step}; the batch is in {path}. "
                 f"{self._last_good()} Lower --optim.lr and --optim.muon-lr, or use --train.dtype float32."
             )
         return loss, norm
@@ -479,6 +530,7 @@ class Trainer:
     def optimize(self) -> tuple[float, float]:
         """One optimizer step over the global batch; returns its loss and gradient norm."""
         loss, norm = self.update()
+        self.ranks.agree()
         return float(loss), float(norm)
 
     def update(self) -> tuple[Tensor, Tensor]:
@@ -493,7 +545,7 @@ class Trainer:
         seen: list[Tensor] = []
         with self.ranks.opened(self._forward):
             self.objective.prepare(self.model, step)
-            draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
+            self._drawn = draws = self.objective.draw(cfg.batch, rng.generator(cfg.seed, "draw", step))
             for start in range(rows.start, rows.stop, size):
                 stop = min(start + size, rows.stop)
                 last = stop == rows.stop
