@@ -289,6 +289,8 @@ class PrepareOptions:
 
     out: str = ""
     """Folder to write; the cache, where training finds it, when empty."""
+    streaming: bool = False
+    """Of a corpus by name: read its files on the hub, twice, and keep none of them here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,9 +342,8 @@ def _prepare(args: list[str]) -> int:
             f"the recipe {recipe} is for stories of your own: give them with --data.path FILE; the published corpus "
             f"of that name is --data.corpus {recipe}"
         )
-    folder = prepare_corpus(
-        options.data, options.model.length, Path(options.out) if options.out else None, _say
-    )
+    out = Path(options.out) if options.out else None
+    folder = prepare_corpus(options.data, options.model.length, out, _say, streaming=options.streaming)
     _say(f"prepared in {folder}")
     return 0
 

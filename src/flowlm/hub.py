@@ -6,9 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["SCHEME", "fetch_file", "located", "push", "reaching"]
+__all__ = ["SCHEME", "UnreachableError", "fetch_file", "located", "push", "reaching"]
 
 SCHEME = "hf://"
+
+
+class UnreachableError(ValueError):
+    """There is no way to the hub, or it is busy: another time there may be."""
+
+
 _FILES = [
     *("README.md", "about.json", "clock.json", "config.json", "config.toml", "data.json"),
     *("ema.safetensors", "model.safetensors", "rows.npz", "tokenizer.json", "tokenizer_config.json"),
@@ -98,7 +104,9 @@ def _parts(name: str) -> tuple[str, str | None]:
 def reaching(what: str, else_: str) -> Iterator[None]:
     """Around what is asked of the hub: its errors in plain words, with what to do `else_`.
 
-    ValueError: it cannot be reached, or refuses.
+    Raises:
+        UnreachableError: it cannot be reached, or is busy.
+        ValueError: it refuses.
     """
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -112,7 +120,9 @@ def reaching(what: str, else_: str) -> Iterator[None]:
     try:
         yield
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
-        raise ValueError(f"the hub cannot be reached, and {what} is not in its cache here: {else_}") from None
+        raise UnreachableError(
+            f"the hub cannot be reached, and {what} is not in its cache here: {else_}"
+        ) from None
     except (
         EntryNotFoundError,
         HfHubHTTPError,
@@ -121,9 +131,12 @@ def reaching(what: str, else_: str) -> Iterator[None]:
         FileNotFoundError,
     ) as error:
         reason = str(error).strip().splitlines()[0]
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if status in (408, 429) or status >= 500:
+            raise UnreachableError(f"the hub is busy ({reason}), asked for {what}: try again later") from None
         raise ValueError(f"the hub refuses {what} ({reason}): check the name; else {else_}") from None
     except Exception as error:
         # Its file system hands on the errors of the library that speaks HTTP, which differs between versions.
         if not any(kind.__name__ in ("TransportError", "RequestException") for kind in type(error).__mro__):
             raise
-        raise ValueError(f"the hub cannot be reached ({error}), for {what}: {else_}") from None
+        raise UnreachableError(f"the hub cannot be reached ({error}), for {what}: {else_}") from None

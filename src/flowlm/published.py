@@ -32,18 +32,8 @@ ATTENTION_SOFTCAP = 50.0
 LOGIT_SOFTCAP = 30.0
 """c of the output in releases since 2026-04; there was none before, and no tensor tells."""
 
-OTHERS = {
-    "ar": "an autoregressive model",
-    "mdlm": "MDLM",
-    "sedd": "SEDD",
-    "d3pm": "D3PM",
-    "duo": "Duo",
-    "duo_base": "Duo",
-    "distillation": "Duo-DCD",
-    "sdtt": "SDTT",
-    "di4c": "Di4C",
-}
-"""Algorithms of the code bases from which that of FLM comes, whose networks may have the same tensors."""
+OURS = ("flm", "fmlm")
+"""What algorithms that are converted begin with, in a file's settings: "flm", "flm_distill" …"""
 
 _INNER = {
     "norm1.weight": "norm1.weight",
@@ -176,10 +166,10 @@ def _said(content: Mapping[str, Any]) -> dict[str, Any]:
     algorithm = inner.get("algo", said.get("algo"))
     if isinstance(algorithm, dict):
         algorithm = algorithm.get("name")
-    if isinstance(algorithm, str) and (other := OTHERS.get(algorithm.lower())):
+    if isinstance(algorithm, str) and not algorithm.lower().startswith(OURS):
         raise ValueError(
-            f"its settings say that it was trained as {other} (algo = {algorithm!r}), which no tensor tells from FLM: "
-            "only FLM and FMLM are converted"
+            f"its settings say algo = {algorithm!r}, whose tensors may be those of FLM and mean something else: only "
+            "FLM and FMLM are converted"
         )
     return said | (model if isinstance(model, dict) else {})
 

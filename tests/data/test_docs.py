@@ -244,7 +244,7 @@ def test_prepared_rows_are_taken_in_its_place(tmp_path: Path, monkeypatch: pytes
     plain = dataclasses.replace(config, corpus="text", path=str(tmp_path / "docs.jsonl"), unit="line")
     prepare_corpus(plain, 16, other, silent)
     with pytest.raises(
-        ValueError, match=r"holds rows of another text, .*not of docs: take them as data\.corpus = 'text'"
+        ValueError, match=r"rows of another text than docs, .*: name theirs, with data\.corpus = 'text'"
     ):
         load_corpus(dataclasses.replace(config, path=str(other)), 16)
     assert len(load_corpus(dataclasses.replace(plain, path=str(other)), 16).train)

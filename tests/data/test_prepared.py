@@ -682,7 +682,6 @@ def test_the_recipe_names_every_choice_that_decides_the_rows() -> None:
         "pad",
         "num",
         "seed",
-        "streaming",
     }  # the text itself, the tokenizer's sha256, the grammar's
     fields = {f.name for f in dataclasses.fields(DataConfig)} - left_out
     assert fields | {"length"} == {f.name for f in dataclasses.fields(Recipe)}

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 
 from flowlm import files
 from flowlm.config import load_recipe
-from flowlm.data import download, preparation, registry
+from flowlm.data import download, preparation, registry, remote
 from flowlm.data.corpora import DataConfig, load_corpus, prepare_corpus
 from flowlm.data.detokenize import lm1b
 from flowlm.data.prepared import META, Recipe
@@ -595,6 +595,14 @@ def test_rows_taken_elsewhere_say_what_they_are(tmp_path: Path, small: dict[str,
     taken = load_corpus(dataclasses.replace(config, path=str(out)), 16)
     assert taken.meta["label"] == CORPORA["lm1b"].label
     assert json.loads((out / META).read_text())["origin"]["licence"] == CORPORA["lm1b"].licence
+    rows = json.loads((out / META).read_text())
+    (out / META).write_text(
+        json.dumps(rows | {"origin": rows["origin"] | {"label": CORPORA["wikitext"].label}})
+    )
+    with pytest.raises(
+        ValueError, match=r"rows of another text than lm1b.* name theirs, with data\.corpus = 'wikitext'"
+    ):
+        load_corpus(dataclasses.replace(config, path=str(out)), 16)
     with pytest.raises(ValueError, match=r"was prepared otherwise: rows was 'wrap', is 'cut'"):
         load_corpus(
             DataConfig(corpus="lm1b-unwrapped", path=str(out), tokenizer=small["bert-base-uncased"]), 16
@@ -650,7 +658,8 @@ class Hub:
     def __init__(self, repositories: Path, cache: Path):
         self.repositories, self.cache = repositories, cache
         self.asked: list[str] = []
-        self.reads = self.breaks = 0
+        self.opened: list[str] = []
+        self.reads, self.broken = 0, ""
 
     def load_dataset_builder(self, kind: str, *, data_files: dict[str, list[str]]) -> Any:
         assert kind == "parquet"
@@ -697,11 +706,12 @@ class Hub:
         assert mode == "rb"
         repository, _, inside = self.parts(url)
         hub = self
+        self.opened.append(inside)
 
         class Reading(io.FileIO):
             def read(self, size: int | None = -1) -> bytes:
                 hub.reads += 1
-                if 0 < hub.breaks <= hub.reads:
+                if hub.broken and hub.broken in inside:
                     raise ConnectionError("the line is dead")
                 return super().read(size)
 
@@ -742,10 +752,11 @@ def test_from_the_hub(
     assert np.array_equal(load_corpus(config, 16).train, corpus.train)
     assert len(load_corpus(config, 32).train) < len(corpus.train)
     shutil.rmtree(hub.cache)
+    assert np.array_equal(load_corpus(config, 16).train, corpus.train)
     with pytest.raises(
         ImportError, match=r"pip install 'flowlm\[data\]'; or give a folder .* with --data\.path"
     ):
-        load_corpus(config, 16)
+        load_corpus(config, 20)
 
 
 def test_a_hub_without_the_files(hub: Hub, small: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -763,7 +774,7 @@ def test_a_hub_without_the_files(hub: Hub, small: dict[str, str], monkeypatch: p
     with pytest.raises(
         OSError,
         match=r"the files of lm1b take 0\.0 GB, and the rows made of them about 1\.8 GB on the same disk, and .* has "
-        r"0\.0 GB left: .*HF_HOME, or .* --data\.streaming true; nothing was fetched",
+        r"0\.0 GB left: .*HF_HOME, or .* flowlm prepare --data\.corpus lm1b --streaming; nothing was fetched",
     ):
         load_corpus(config, 16)
     assert not hub.cache.exists()
@@ -781,51 +792,141 @@ def test_read_on_the_hub(
     hub: Hub, small: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is kept of the files; rows and what is said of them are those of files that are fetched."""
-    folder = lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", test=SENTENCES[:20])
-    fetched = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
-    config = dataclasses.replace(fetched, streaming=True)
-    hub.breaks = 9  # in the midst of the work
-    with pytest.raises(UnreadableError, match=r"the hub cannot be reached.*lm1b@8d52.*parquet.*go on once"):
-        load_corpus(config, 16)
-    assert list((tmp_path / "cache").glob("*.partial")), "what was done before is kept"
-    hub.breaks = 0
+    monkeypatch.setattr(remote, "PAUSES", ())
+    folder = lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", SENTENCES * 40, SENTENCES[:20])
+    config = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
     said: list[str] = []
-    corpus = load_corpus(config, 16, report=said.append)
+
+    def stream() -> Path:
+        said.clear()
+        hub.opened.clear()
+        return prepare_corpus(config, 16, None, said.append, streaming=True)
+
+    hub.broken = "test"  # the last file of the first of two passes
+    with pytest.raises(UnreadableError, match=r"the hub cannot be reached.*lm1b@8d52.*parquet.*run it again"):
+        stream()
+    hub.broken = ""
+    made = stream()
     assert any("going on with a preparation that was interrupted" in line for line in said)
+    first, second, last = (f"plain_text/{name}.parquet" for name in ("train/0000", "train/0001", "test/0000"))
+    # its beginning, what was not looked at yet, and all of it, to be tokenised
+    assert list(dict.fromkeys(hub.opened[:-3])) == [first, last]
+    assert hub.opened[-3:] == [first, second, last]
     assert not hub.cache.exists()
-    local = load_corpus(dataclasses.replace(fetched, path=str(folder)), 16)
+    corpus = load_corpus(config, 16)
+    assert made.name in str(corpus.train.filename)  # type: ignore[attr-defined]
+    local = load_corpus(dataclasses.replace(config, path=str(folder)), 16)
     assert np.array_equal(corpus.train, local.train)
     assert np.array_equal(corpus.held_out, local.held_out)
     assert corpus.meta["commit"] == CORPORA["lm1b"].revision
-    # the hub is asked once, and the rows stand for those of files that are fetched
+    assert corpus.meta["documents"] == local.meta["documents"]
+    # the hub is asked once
     reads, asked = hub.reads, len(hub.asked)
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert np.array_equal(load_corpus(config, 16).train, corpus.train)
     assert (hub.reads, len(hub.asked)) == (reads, asked)
-    monkeypatch.undo()
+
+
+def test_a_line_that_breaks_for_a_while(
+    hub: Hub, small: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", test=SENTENCES[:20])
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        hub.broken = ""
+
+    monkeypatch.setattr(remote.time, "sleep", sleep)
+    hub.broken = "train/0001"
+    config = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
+    prepare_corpus(config, 16, None, lambda line: None, streaming=True)
+    assert slept == [remote.PAUSES[0]]
+    assert sum(remote.PAUSES) > 300
 
 
 def test_rows_are_the_same_however_the_hub_is_read(hub: Hub, small: dict[str, str], tmp_path: Path) -> None:
     lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", test=SENTENCES[:20])
-    fetched = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
-    load_corpus(fetched, 16)
-    said: list[str] = []
-    load_corpus(dataclasses.replace(fetched, streaming=True), 16, report=said.append)
+    config = DataConfig(corpus="lm1b", tokenizer=small["bert-base-uncased"])
+    load_corpus(config, 16)
+    prepare_corpus(config, 16, None, lambda line: None, streaming=True)
     assert hub.reads == 0
     assert len(list((tmp_path / "cache").glob("lm1b-*"))) == 1
+    # a folder that holds other rows is told before anything is fetched
+    shutil.rmtree(hub.cache)
+    prepare_corpus(config, 32, tmp_path / "rows", lambda line: None, streaming=True)
+    with pytest.raises(
+        ValueError, match="holds prepared text already, of another kind: length was 32, is 16"
+    ):
+        prepare_corpus(config, 16, tmp_path / "rows", lambda line: None)
+    assert not hub.cache.exists()
 
 
 @pytest.mark.parametrize(
     ("given", "where"),
     [
-        ({"corpus": "text", "path": "a.txt"}, "data.path = 'a.txt'"),
-        ({"corpus": "lm1b", "path": "folder"}, "data.path = 'folder'"),
-        ({}, "data.corpus = 'grammar'"),
+        (["text", "--data.path", "a.txt", "--data.vocab-size", "300"], "data.path = 'a.txt'"),
+        (["lm1b", "--data.path", "folder"], "data.path = 'folder'"),
+        (["docs"], "data.corpus = 'docs'"),
     ],
 )
-def test_only_the_hub_streams(given: dict[str, Any], where: str) -> None:
-    with pytest.raises(ValueError, match=rf"data\.streaming reads a corpus by name .*{where} is here"):
-        DataConfig(**given, streaming=True)
+def test_only_the_hub_streams(given: list[str], where: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("prepare", *given, "--streaming") == 1
+    assert "--streaming reads a corpus by its name on the hub" in (text := said(capsys))
+    assert f"{where} is here: leave it out" in text
+
+
+def test_the_command_streams(hub: Hub, small: dict[str, str], tmp_path: Path) -> None:
+    lm1b_files(hub.repositories / "billion-word-benchmark" / "lm1b", test=SENTENCES[:20])
+    given = [
+        "--data.tokenizer",
+        small["bert-base-uncased"],
+        "--model.length",
+        "16",
+        "--out",
+        tmp_path / "rows",
+    ]
+    assert command("prepare", "--data.corpus", "lm1b", "--streaming", *given) == 0
+    assert not hub.cache.exists()
+    assert (tmp_path / "rows" / META).exists()
+
+
+def test_the_hubs_own_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's file, with what it would fetch in place of the line."""
+    hf = pytest.importorskip("huggingface_hub.hf_file_system")
+    write(tmp_path / "a.parquet", SENTENCES)
+    data, fetched = (tmp_path / "a.parquet").read_bytes(), []
+    system = hf.HfFileSystem
+    monkeypatch.setattr(
+        system, "info", lambda self, path, **_: {"name": path, "size": len(data), "type": "file"}
+    )
+    monkeypatch.setattr(
+        system,
+        "resolve_path",
+        lambda self, path, **_: SimpleNamespace(
+            unresolve=lambda: path, revision="r", path_in_repo="a.parquet"
+        ),
+    )
+
+    def fetch(self: Any, start: int, end: int) -> bytes:
+        fetched.append((start, end))
+        if len(fetched) == 2:
+            raise ConnectionError("the line is dead")
+        return data[start:end]
+
+    monkeypatch.setattr(hf.HfFileSystemFile, "_fetch_range", fetch)
+    monkeypatch.setattr(hf.HfFileSystemFile, "__del__", lambda self: None)
+    slept: list[float] = []
+    monkeypatch.setattr(remote.time, "sleep", slept.append)
+    file = remote.HubFile("somebody/texts", "r", "a.parquet", len(data), files.sha256(tmp_path / "a.parquet"))
+    reader = TextReader("hf://datasets/somebody/texts@r", "record", sides=([file], []))
+    assert [passages[0] for passages in reader.documents()] == SENTENCES
+    assert fetched
+    assert len(slept) == (len(fetched) > 1)
+    assert reader.sha256() != file.sha256  # of names and hashes, as of a folder
+    with file.open() as raw:
+        assert raw.seek(-4, 2) == len(data) - 4
+        assert (raw.read(), raw.tell()) == (b"PAR1", len(data))
 
 
 def test_no_way_to_the_hub(hub: Hub, small: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

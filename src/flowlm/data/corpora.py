@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from flowlm.data import docs, download
 from flowlm.data.detokenize import DETOKENIZERS
 from flowlm.data.grammar import Grammar
-from flowlm.data.preparation import prepare
+from flowlm.data.preparation import prepare, refuse
 from flowlm.data.prepared import Prepared, Recipe, is_prepared, open_prepared, reuse, token_dtype
 from flowlm.data.readers import TextReader
 from flowlm.data.registry import (
@@ -98,9 +98,6 @@ class DataConfig:
     """grammar: stories drawn for training."""
     held_out: int = 2_000
     """Passages held out, in whole documents; of a text at most a tenth. With split = "last", documents."""
-    streaming: bool = False
-    """A corpus by name: its files are read on the hub, and none is kept here. They are gone through twice, and what is
-    prepared is the same."""
     split: str = "hash"
     """text: held-out documents are chosen by their "hash", or are the "last" ones. A corpus by name may have files of
     its own for them: "test", "validation"."""
@@ -138,11 +135,6 @@ class DataConfig:
             raise ValueError(
                 f"data.eos, data.pad and data.bos name tokens of an existing tokenizer, and data.tokenizer = "
                 f"{self.tokenizer!r} makes its own: leave them empty"
-            )
-        if self.streaming and (self.path or self.corpus not in CORPORA):
-            where = f"data.path = {self.path!r}" if self.path else f"data.corpus = {self.corpus!r}"
-            raise ValueError(
-                f"data.streaming reads a corpus by name on the hub, and {where} is here: leave it out"
             )
         if self.bos and self.rows == "chunk":
             raise ValueError(
@@ -274,15 +266,26 @@ def upgraded(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return f" (its packages: was {'; was '.join(other)})" if other else ""
 
 
-def prepare_corpus(config: DataConfig, length: int, folder: Path | None, report: Report) -> Path:
+def prepare_corpus(
+    config: DataConfig, length: int, folder: Path | None, report: Report, *, streaming: bool = False
+) -> Path:
     """Prepare a text into `folder` (None: where `load_corpus` looks for it); returns where it is.
 
-    ValueError: the grammar, which needs none; a folder that holds something else.
+    With `streaming` the files of a corpus by name are read on the hub, twice, and none is kept here; the rows are the
+    same.
+
+    ValueError: the grammar, which needs none; a folder that holds something else; `streaming` of what is here.
     """
     _check_length(length)
     if config.corpus == "grammar":
         raise ValueError("data.corpus = 'grammar' is drawn anew in seconds: there is nothing to prepare")
-    found, origin = _text(config, length, None, folder, report)
+    if streaming and (config.path or config.corpus not in CORPORA):
+        where = f"data.path = {config.path!r}" if config.path else f"data.corpus = {config.corpus!r}"
+        raise ValueError(
+            f"--streaming reads a corpus by its name on the hub, one of {', '.join(CORPORA)}, and {where} is here: "
+            "leave it out"
+        )
+    found, origin = _text(config, length, None, folder, report, streaming=streaming)
     _described(config, found, origin, report)
     return found.folder
 
@@ -385,6 +388,8 @@ def _text(
     folder: Path | None,
     say: Report,
     like: Mapping[str, str] | None = None,
+    *,
+    streaming: bool = False,
 ) -> tuple[Prepared, dict[str, Any]]:
     """The prepared text: as it was given, from the cache, or made now; and where it comes from, for data.json."""
     if length < 3 and config.bos:
@@ -437,36 +442,28 @@ def _text(
             )
         given = _given(path, recipe, tokenizer)
         said = given.meta.get("origin", {})
-        if config.corpus == "docs":
-            is_its = "versions" in said
-        else:
-            is_its = config.corpus == "text" or said.get("label") == CORPORA[config.corpus].label
-        if not is_its:
+        if config.corpus != "text" and (whose := _corpus_of(said)) != config.corpus:
             raise ValueError(
-                f"data.path = {config.path!r} holds rows of another text, prepared in the same way, and not of "
-                f"{config.corpus}: take them as data.corpus = 'text'"
+                f"data.path = {config.path!r} holds rows of another text than {config.corpus}, prepared in the same "
+                f"way: name theirs, with data.corpus = {whose!r}"
             )
         return given, said
-    sides: Sides | None = None
-    source = str(path.resolve())
+
+    def reading(where: str | Path, sides: Sides | None = None) -> TextReader:
+        undone = DETOKENIZERS.get(config.detokenizer)
+        return TextReader(where, config.unit, config.field, config.encoding, sides=sides, detokenize=undone)
+
+    source, on_hub = str(path.resolve()), config.corpus in CORPORA and not config.path
+    if on_hub:
+        # The same rows, wherever its files are read.
+        source = download.address(config.corpus)
+        reader = reading(source, download.listed(config.corpus, cache_folder()))
+    elif config.corpus in CORPORA:
+        reader = reading(path, local_files(config.corpus, path))
+    else:
+        reader = reading(config.path if config.corpus == "text" else path)
     if config.corpus in CORPORA:
-        origin = described(config.corpus, own=bool(config.path))
-        if config.path:
-            sides = local_files(config.corpus, path)
-        else:
-            source = download.address(config.corpus)  # the same rows, wherever its files are read
-            if config.streaming:
-                sides, path = download.listed(config.corpus, cache_folder()), Path(source)
-            else:
-                sides, path = download.fetch(config.corpus, cache_folder(), folder or cache_folder(), say)
-    reader = TextReader(
-        config.path if config.corpus == "text" else path,
-        config.unit,
-        config.field,
-        config.encoding,
-        sides=sides,
-        detokenize=DETOKENIZERS.get(config.detokenizer),
-    )
+        origin = described(config.corpus, own=not on_hub)
     if reader.left_out:
         say(f"{path}: files of other kinds are left out: {reader.left_out}")
     if len(reader.kinds) > 1:
@@ -492,9 +489,6 @@ def _text(
     own = "" if tokenizer is None else tokenizer.sha256
     # Rows that are taken elsewhere say what they are.
     written = origin if config.corpus in (*CORPORA, "docs") else {}
-    if folder is not None:
-        made = prepare(reader, recipe, folder, make, say, tokenizer_sha256=own, replace=False, origin=written)
-        return made, origin
 
     def place(with_tokenizer: str) -> Path:
         name = json.dumps([source, recipe.written(), with_tokenizer])
@@ -504,10 +498,39 @@ def _text(
 
     # A run that goes on, and a student, bring the tokenizer that the same recipe made: it is looked for, and nothing
     # else is ever made, in the recipe's own place.
-    if own and (found := reuse(reader, recipe, place(""))) is not None and found.tokenizer.sha256 == own:
+    if (
+        folder is None
+        and own
+        and (found := reuse(reader, recipe, place(""))) is not None
+        and found.tokenizer.sha256 == own
+    ):
         return found, origin
-    made = prepare(reader, recipe, place(own), make, say, tokenizer_sha256=own, origin=written)
+    target = folder or place(own)
+    if on_hub and not streaming:
+        if (found := reuse(reader, recipe, target)) is not None:
+            return found, origin  # which the hub's files are not needed for
+        if folder is not None and is_prepared(folder):
+            refuse(recipe, reader, folder)
+        sides, path = download.fetch(config.corpus, cache_folder(), target.parent, say)
+        reader = reading(path, sides)
+    made = prepare(
+        reader,
+        recipe,
+        target,
+        make,
+        say,
+        tokenizer_sha256=own,
+        replace=folder is None,
+        origin=written,
+    )
     return made, origin
+
+
+def _corpus_of(said: Mapping[str, Any]) -> str:
+    """The corpus that prepared rows are of, by what they say of their origin."""
+    if "versions" in said:
+        return "docs"
+    return next((name for name, known in CORPORA.items() if known.label == said.get("label")), "text")
 
 
 def _given(folder: Path, recipe: Recipe, tokenizer: Tokenizer | None) -> Prepared:

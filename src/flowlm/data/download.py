@@ -1,7 +1,7 @@
 """Text of named corpora from the Hugging Face hub: Parquet files, found and fetched by the `datasets` library.
 
 Files lie in the hub's own cache and are read from there like anyone's, or are read on the hub. Which they are is kept
-beside the prepared rows, so that the hub is asked once, and what is prepared is used without it.
+beside the prepared rows, so that the hub is asked once; rows that are prepared are used without it and without them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,24 +50,24 @@ def fetch(corpus: str, kept: Path, rows: Path, say: Callable[[str], None]) -> tu
             return (train, held), Path(said["folder"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
+    sides = listed(corpus, kept)
+    every = [file for side in sides for file in side]
+    missing = [file.size for file in every if not _is_here(file)]
+    if missing:
+        say(
+            f"{corpus}: {len(missing)} files of {named.repository}, {sum(missing) / 1e9:,.1f} GB, are fetched from the "
+            "hub into its cache"
+        )
+        _check_room(corpus, sum(missing), rows)
     with reaching(f"the text of {named.repository}", _INSTEAD):
-        urls = _urls(corpus)
-        missing = _missing(list(chain.from_iterable(urls)))
-        if missing:
-            say(
-                f"{corpus}: {len(missing)} files of {named.repository}, {sum(missing) / 1e9:,.1f} GB, are fetched from "
-                "the hub into its cache"
-            )
-            _check_room(corpus, sum(missing), rows)
-        fetched = [_library(corpus).DownloadManager().download(side) if side else [] for side in urls]
-    sides = [[Path(path) for path in side] for side in fetched]
-    depth = len(Path(urls[0][0].removeprefix(f"{address(corpus)}/")).parts)
-    folder = sides[0][0].parents[depth - 1]
-    files.write_json(note, {"folder": str(folder), "sides": [[str(path) for path in side] for side in sides]})
-    return (sides[0], sides[1]), folder
+        manager = _library(corpus).DownloadManager()
+        here = [[Path(path) for path in manager.download([str(f) for f in side]) if side] for side in sides]
+    folder = here[0][0].parents[len(Path(every[0].inside).parts) - 1]
+    files.write_json(note, {"folder": str(folder), "sides": [[str(path) for path in side] for side in here]})
+    return (here[0], here[1]), folder
 
 
-def listed(corpus: str, kept: Path) -> Sides:
+def listed(corpus: str, kept: Path) -> tuple[list[HubFile], list[HubFile]]:
     """The files of a named corpus on the hub, to be read there.
 
     Args:
@@ -139,19 +138,12 @@ def _urls(corpus: str) -> tuple[list[str], list[str]]:
     return urls["train"], urls.get("held", [])
 
 
-def _missing(urls: list[str]) -> list[int]:
-    """Bytes of each file that does not lie in the hub's cache yet."""
-    from huggingface_hub import HfFileSystem, try_to_load_from_cache
+def _is_here(file: HubFile) -> bool:
+    """Whether it lies in the hub's cache."""
+    from huggingface_hub import try_to_load_from_cache
 
-    system, sizes = HfFileSystem(), []
-    for url in urls:
-        at: Any = system.resolve_path(url)
-        here = try_to_load_from_cache(
-            at.repo_id, at.path_in_repo, revision=at.revision, repo_type=at.repo_type
-        )
-        if not isinstance(here, str):
-            sizes.append(int(system.info(url)["size"]))
-    return sizes
+    found = try_to_load_from_cache(file.repository, file.inside, revision=file.revision, repo_type="dataset")
+    return isinstance(found, str)
 
 
 def _check_room(corpus: str, size: int, rows: Path) -> None:
@@ -170,7 +162,7 @@ def _check_room(corpus: str, size: int, rows: Path) -> None:
             errno.ENOSPC,
             f"the files of {corpus} take {size / 1e9:,.1f} GB{beside}, and {constants.HF_HUB_CACHE} has "
             f"{free / 1e9:,.1f} GB left: free some space, choose another folder with the hub's variable HF_HOME, or "
-            "read the files on the hub with --data.streaming true; nothing was fetched",
+            f"read them on the hub, with flowlm prepare --data.corpus {corpus} --streaming; nothing was fetched",
         )
 
 

@@ -36,11 +36,11 @@ from flowlm.data.prepared import (
 )
 from flowlm.data.readers import TextReader
 from flowlm.data.remote import UnreadableError
-from flowlm.data.split import Smallest, count_across, count_distinct, digest, is_held
+from flowlm.data.split import DIGEST, Smallest, count_across, count_distinct, digest, is_held
 from flowlm.data.tokens import Tokenizer
 from flowlm.progress import Progress
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "refuse"]
 
 _CHUNK = 4096  # passages tokenised at a time
 _CHUNK_CHARACTERS = 1 << 22
@@ -102,7 +102,7 @@ def prepare(
     try:
         if (found := reuse(reader, recipe, folder)) is None:
             if not replace and (folder / META).exists():
-                _refuse(recipe, reader, folder)
+                refuse(recipe, reader, folder)
             preparation = _Preparation(reader, recipe, folder, make_tokenizer, say, tokenizer_sha256)
             preparation.origin = dict(origin or {})
             try:
@@ -135,7 +135,7 @@ def _unwritable(error: Exception, folder: Path) -> OSError:
     return OSError(plain.errno, f"{plain.strerror}; {hint}")
 
 
-def _refuse(recipe: Recipe, reader: TextReader, folder: Path) -> None:
+def refuse(recipe: Recipe, reader: TextReader, folder: Path) -> None:
     """ValueError: the folder holds prepared text of another recipe, or of another text."""
     meta = open_prepared(folder).meta
     differences = recipe.differences(meta["recipe"])
@@ -148,7 +148,7 @@ def _refuse(recipe: Recipe, reader: TextReader, folder: Path) -> None:
 
 
 _WHAT = "what.json"
-_HELPERS = (_WHAT, "scan.json", "tokenizer.done", "state.json", "hashes.bin", "sides.bin")
+_HELPERS = (_WHAT, "scanned.json", "scan.json", "tokenizer.done", "state.json", "hashes.bin", "sides.bin")
 
 
 class _Preparation:
@@ -193,9 +193,7 @@ class _Preparation:
             if counts["documents"] != scan["documents"] or (
                 touched and self.reader.sha256() != what["sha256"]
             ):
-                raise ValueError(
-                    f"data.path = {str(self.reader.path)!r} changed while it was read: run again"
-                )
+                raise ValueError(f"{self.reader.where} changed while it was read: run again")
             meta = what | self._meta(scan, counts, tokenizer)
             meta["rows_sha256"] = {side: files.sha256(self.work / f"{side}.bin") for side in SIDES}
             if self.origin:
@@ -279,10 +277,17 @@ class _Preparation:
     def _progress(self, label: str) -> Progress:
         return Progress(max(1, self.reader.bytes // _PROGRESS_UNIT), 0, 0, self.say, label=label, brief=True)
 
-    def _documents(self, progress: Progress, first: int = 0) -> Iterator[list[str]]:
-        """Those from number `first` on: what was done with the others took its time before."""
-        told = 0
-        for number, document in enumerate(self.reader.documents()):
+    def _documents(
+        self, progress: Progress, first: int = 0, by_file: Sequence[int] = ()
+    ) -> Iterator[list[str]]:
+        """Those from number `first` on: what was done with the others took its time before. Of files that have so many
+        documents, those that lie before it are not read."""
+        told = files_before = before = 0
+        for count in by_file:
+            if before + count > first:
+                break
+            before, files_before = before + count, files_before + 1
+        for number, document in enumerate(self.reader.documents(files_before), before):
             at = self.reader.done // _PROGRESS_UNIT
             if number == first > 0:
                 told = at
@@ -302,21 +307,43 @@ class _Preparation:
         """
         by_hash = self.recipe.split == "hash"
         candidates = Smallest(4 * self.recipe.held_out + 64 if by_hash else 0)
-        documents = passages = of_split = 0
-        with self._progress("KiB looked at") as progress, (self.work / "hashes.bin").open("wb") as hashes:
-            for document in self._documents(progress):
-                digests = [digest(passage) for passage in document]
-                hashes.write(b"".join(digests))
-                if by_hash:
-                    own = digests[0] if len(digests) == 1 else digest("\n".join(document))
-                    candidates.add(int.from_bytes(own, "little"), len(document))
-                of_split += self.reader.held_out
-                documents, passages = documents + 1, passages + len(document)
+        scanned = self.work / "scanned.json"
+        documents = passages = of_split = controls = 0
+        by_file: list[int] = []
+        if scanned.exists():
+            documents, passages, of_split, controls, by_file = json.loads(scanned.read_text(encoding="utf-8"))
+        with self._progress("KiB looked at") as progress, (self.work / "hashes.bin").open("ab") as hashes:
+            hashes.truncate(DIGEST * passages)
+
+            def keep() -> None:
+                """Where no document is picked out by its hash, files that were looked at need not be again."""
+                if by_hash or not by_file or self.reader.file < len(by_file):
+                    return
+                hashes.flush()
+                os.fsync(hashes.fileno())
+                counts = [documents, passages, of_split, controls + self.reader.controls_before]
+                files.write_json(scanned, [*counts, by_file])
+
+            try:
+                for document in self._documents(progress, documents, by_file):
+                    keep()
+                    by_file += [0] * (self.reader.file + 1 - len(by_file))
+                    by_file[self.reader.file] += 1
+                    digests = [digest(passage) for passage in document]
+                    hashes.write(b"".join(digests))
+                    if by_hash:
+                        own = digests[0] if len(digests) == 1 else digest("\n".join(document))
+                        candidates.add(int.from_bytes(own, "little"), len(document))
+                    of_split += self.reader.held_out
+                    documents, passages = documents + 1, passages + len(document)
+            except BaseException:
+                keep()
+                raise
         if documents < 2:
             raise ValueError(self._too_few(documents))
         if by_hash and len(candidates.counts) < 2:
             raise ValueError(
-                f"data.path = {str(self.reader.path)!r}: all {documents} passages are the same, {document[0][:40]!r}; "
+                f"{self.reader.where}: all {documents} passages are the same, {document[0][:40]!r}; "
                 "held-out text must differ from training text: give at least two different passages"
             )
         last = self.recipe.held_out if self.recipe.split == "last" else of_split
@@ -327,13 +354,14 @@ class _Preparation:
             "documents": documents,
             "passages": passages,
             "duplicates": passages - distinct,
-            "control_characters": self.reader.control_characters,
+            "control_characters": controls + self.reader.control_characters,
+            "by_file": by_file,
             "held": candidates.choose(max(1, min(self.recipe.held_out, passages // 10))) if by_hash else [],
             "last": 0 if by_hash else last,
         }
 
     def _no_sides(self, documents: int, held: int) -> str:
-        where = f"data.path = {str(self.reader.path)!r}"
+        where = self.reader.where
         if self.recipe.split == "last":
             return (
                 f"{where} has {documents:,} documents, and the last {held:,} of them are held out: none is left to "
@@ -342,7 +370,7 @@ class _Preparation:
         return f"{where}: there is no text in the split {self.recipe.split if not held else 'train'!r}: fetch it again"
 
     def _too_few(self, documents: int) -> str:
-        where, unit = f"data.path = {str(self.reader.path)!r}", self.recipe.unit
+        where, unit = self.reader.where, self.recipe.unit
         if not documents:
             return f"{where} holds no text ({self.reader.bytes} bytes): give a file with passages"
         fix = {
@@ -390,7 +418,7 @@ class _Preparation:
             output.seek(size)
         start = kept = time.perf_counter()
         with self._progress("KiB tokenised") as progress:
-            for chunk in _chunks(self._documents(progress, done)):
+            for chunk in _chunks(self._documents(progress, done, scan.get("by_file", ()))):
                 which = [
                     n >= first_held or (bool(held) and is_held(document, held))
                     for n, document in enumerate(chunk, done)
@@ -428,7 +456,7 @@ class _Preparation:
         later = {key: both[key] for key in ("left_over",) if key in both}
         if self.recipe.split != "hash":
             later["held_out_documents"] = scan["last"]
-        where = f"data.path = {str(self.reader.path)!r}"
+        where = self.reader.where
         for side, count in (("train", train), ("held_out", held)):
             if not count["rows"]:
                 use = "to train on" if side == "train" else "held out"

@@ -31,6 +31,7 @@ from typing import IO, Any
 
 from flowlm import files
 from flowlm.data.remote import HubFile, UnreadableError
+from flowlm.hub import SCHEME
 
 __all__ = ["Fingerprint", "TextReader"]
 
@@ -125,7 +126,7 @@ class TextReader:
     become spaces and are counted.
 
     Args:
-        path: a file, a .zip, or a folder, read with its sub-folders; of files on the hub its name for errors.
+        path: a file, a .zip, or a folder, read with its sub-folders; of files on the hub, their address.
         unit: a passage is a "line", a "paragraph" (blank lines between) or a "document"; a "record" is a document
             exactly as it stands, and a "piece" a part of one, cut every 65,536 characters, that stands alone.
         field: the field of .jsonl or column of .csv, .tsv and .parquet that holds the text.
@@ -156,6 +157,8 @@ class TextReader:
                 f"data.path = {_written(str(path))} is not UTF-8: rename it, or give a link to it"
             )
         self.path, self.unit, self.field = Path(path), unit, field
+        self.where = str(path) if str(path).startswith(SCHEME) else f"data.path = {str(self.path)!r}"
+        """The text, for errors."""
         try:
             "".encode(encoding)
             marked = codecs.lookup(encoding).name == "utf-8"  # of all its names: utf8, U8, …
@@ -174,8 +177,12 @@ class TextReader:
         """Size of the files as they lie on the disk."""
         self.done = 0
         """Of these, bytes read by `documents` so far."""
+        self.file = 0
+        """Number of the file of which `documents` gave a document last."""
         self.control_characters = 0
         """Replaced by `documents` so far."""
+        self.controls_before = 0
+        """Of these, those in files before the present one."""
 
     @property
     def has_records(self) -> bool:
@@ -209,11 +216,13 @@ class TextReader:
         lines = (f"{h}  {self._name(file)}\n" for h, file in zip(hashes, self.files))
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    def documents(self) -> Iterator[list[str]]:
-        """Every document as its passages, none of them empty, from the first; `done` goes from 0 to `bytes`."""
-        self.done = self.control_characters = 0
-        before = 0
-        for file in self.files:
+    def documents(self, first: int = 0) -> Iterator[list[str]]:
+        """Every document as its passages, none of them empty, from file number `first` on; `done` goes to `bytes`."""
+        self.control_characters = 0
+        self.done = before = sum(map(_size, self.files[:first]))
+        for number, file in enumerate(self.files[first:], first):
+            self.file = number
+            self.controls_before = self.control_characters
             self.held_out = self.sides is not None and file in self.sides[1]
             with self._open_file(file) as raw, _archive(raw, self._entries[file]) as archive:
                 # In the end its name may be gone.
@@ -271,15 +280,14 @@ class TextReader:
                     f"{error.filename} is a link that leads nowhere: fetch what it names, or remove it"
                 ) from None
             raise ValueError(
-                f"data.path = {str(self.path)!r} does not exist (seen from {Path.cwd()}): say with --data.path where "
-                "it is"
+                f"{self.where} does not exist (seen from {Path.cwd()}): say with --data.path where it is"
             ) from None
         except OSError as error:
             raise _unreadable(self.path, error) from error
         entries = {file: found for file, found in entries.items() if found}
         if not entries:
             raise ValueError(
-                f"data.path = {str(self.path)!r} holds no text files ({self.left_out or 'it is empty'}): known are "
+                f"{self.where} holds no text files ({self.left_out or 'it is empty'}): known are "
                 f"{', '.join((*_TEXT[:1], *_RECORDS))}, plain or in {', '.join((*_PACKED, '.zip'))}"
             )
         return list(entries), entries
@@ -674,9 +682,12 @@ def _parquet(stream: IO[bytes], entry: _Entry, field: str) -> Iterator[tuple[str
     except ImportError:
         raise ImportError(f"{entry}: Parquet is read by pyarrow: pip install 'flowlm[data]'") from None
     try:
-        table = parquet.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        # Read ahead, the columns of all of its parts would be kept until the end.
+        table = parquet.ParquetFile(
+            stream if stream.seekable() else io.BytesIO(stream.read()), pre_buffer=False
+        )
     except arrow.ArrowException as error:
-        raise ValueError(f"{entry} is damaged or no Parquet file ({error}): fetch it again") from None
+        raise _no_parquet(entry, f"is damaged or no Parquet file ({error})") from None
     if field not in table.schema_arrow.names:
         raise _no_field(entry, field, table.schema_arrow.names)
     if table.schema_arrow.names.count(field) > 1:
@@ -700,4 +711,11 @@ def _parquet(stream: IO[bytes], entry: _Entry, field: str) -> Iterator[tuple[str
             f"{entry}, row {seen}: the column {field!r} holds bytes that are not UTF-8 ({error}): write it anew"
         ) from None
     except (arrow.ArrowException, OSError) as error:
-        raise ValueError(f"{entry} is damaged or cut short ({error}): fetch it again") from None
+        raise _no_parquet(entry, f"is damaged or cut short ({error})") from None
+
+
+def _no_parquet(entry: _Entry, what: str) -> ValueError:
+    # What comes over a line may come whole the next time.
+    if isinstance(entry.path, HubFile):
+        return UnreadableError(f"{entry} {what}, as it came: run it again")
+    return ValueError(f"{entry} {what}: fetch it again")

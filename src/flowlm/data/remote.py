@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import io
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from flowlm.hub import reaching
+from flowlm.hub import UnreachableError, reaching
 
 __all__ = ["HubFile", "UnreadableError"]
+
+#: Seconds between tries, some seven minutes in all, beside those that the hub's own library makes: a corpus is read for
+#: hours, and lines break.
+PAUSES = (5.0, 15.0, 60.0, 120.0, 240.0)
 
 
 class UnreadableError(ValueError):
@@ -40,22 +46,32 @@ class HubFile:
     def open(self) -> IO[bytes]:
         """Its bytes, of which those that are asked for are fetched.
 
-        UnreadableError: there is no way to it; so does a later reading say it.
+        UnreadableError: there is no way to it; so does a later reading say it, after some tries.
         """
         from huggingface_hub import HfFileSystem
 
-        try:
-            with reaching(str(self), "go on once it can be; what was read is kept"):
-                return io.BufferedReader(_Reading(HfFileSystem().open(str(self), "rb"), str(self)), 1 << 20)
-        except ValueError as error:
-            raise UnreadableError(str(error)) from None
+        raw = _Reading(self._tried(lambda: HfFileSystem().open(str(self), "rb")), self)
+        return io.BufferedReader(raw, 1 << 20)
+
+    def _tried(self, ask: Callable[[], Any]) -> Any:
+        for pause in (*PAUSES, None):
+            try:
+                with reaching(str(self), "run it again once it can be"):
+                    return ask()
+            except UnreachableError as error:
+                if pause is None:
+                    raise UnreadableError(str(error)) from None
+                time.sleep(pause)
+            except ValueError as error:
+                raise UnreadableError(str(error)) from None
+        raise AssertionError("the last try returns or raises")
 
 
 class _Reading(io.RawIOBase):
     """An open file of the hub, whose errors are told in plain words and stand apart from those of damaged files."""
 
-    def __init__(self, file: Any, name: str):
-        self._file, self._name = file, name
+    def __init__(self, file: Any, what: HubFile):
+        self._file, self._what = file, what
 
     def readable(self) -> bool:
         return True
@@ -70,11 +86,9 @@ class _Reading(io.RawIOBase):
         return int(self._file.tell())
 
     def readinto(self, buffer: Any) -> int:
-        try:
-            with reaching(self._name, "go on once it can be; what was read is kept"):
-                data = self._file.read(len(buffer))
-        except ValueError as error:
-            raise UnreadableError(str(error)) from None
+        data = self._what._tried(
+            lambda: self._file.read(len(buffer))
+        )  # where it fails, the place is as it was
         buffer[: len(data)] = data
         return len(data)
 

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Smallest", "count_across", "count_distinct", "digest", "is_held"]
+__all__ = ["DIGEST", "Smallest", "count_across", "count_distinct", "digest", "is_held"]
 
+DIGEST = 8
+"""Bytes of a hash."""
 _BLOCK = 1 << 18  # numbers
 _SORTED = 1 << 22
 
 
 def digest(text: str) -> bytes:
     """The hash of a text."""
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=DIGEST).digest()
 
 
 def is_held(document: Sequence[str], held: set[int]) -> bool:
