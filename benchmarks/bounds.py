@@ -67,7 +67,7 @@ def kind_of(name: str) -> str:
 
 def shares(step: Callable[[], object], device: torch.device = CPU) -> dict[str, float]:
     """Share of a step's time by kind of operation, the time of an operation being its own; on a GPU, that of the
-    kernels that it starts."""
+    kernels that it starts, and nothing where the system does not let them be watched."""
     step()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities) as profiled:
@@ -82,8 +82,8 @@ def shares(step: Callable[[], object], device: torch.device = CPU) -> dict[str, 
         kind = kind_of(event.key)
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         taken[kind] = taken.get(kind, 0.0) + own
-    whole = sum(taken.values())
-    return {kind: time / whole for kind, time in sorted(taken.items(), key=lambda item: -item[1])}
+    whole = sum(taken.values()) or 1.0
+    return {kind: time / whole for kind, time in sorted(taken.items(), key=lambda item: -item[1]) if time}
 
 
 def roofs(
@@ -96,12 +96,19 @@ def roofs(
     part = hidden[: max(1, posterior.CHUNK_ELEMENTS // vocab)]
     source = torch.ones(2**20 if quick else 2**27, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
+    # Of a GPU one is over before the next is started, and starting would be timed: many go together.
+    times = 50 if device.type == "cuda" else 1
+    works = {
+        "block": lambda: hidden @ block,
+        "head": lambda: part @ head,
+        "copy": lambda: target.copy_(source),
+    }
     timed = compare(
-        {"block": lambda: hidden @ block, "head": lambda: part @ head, "copy": lambda: target.copy_(source)},
+        {name: lambda work=work: [work() for _ in range(times)] for name, work in works.items()},
         repeats=2 if quick else 9,
         device=device,
     )
-    best = {row["arm"]: min(row["seconds"]) for row in timed}
+    best = {row["arm"]: min(row["seconds"]) / times for row in timed}
     return {
         "block_flops": 2 * rows * width * 4 * width / best["block"],
         "head_flops": 2 * len(part) * width * vocab / best["head"],

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from measure import CPU, Memory, Row, compare, memory_of_arm, report_memory
-from training_step import TrainingStep, optimizer_of
+from training_step import TrainingStep, clock_of, optimizer_of
 
 from flowlm.backbone import BackboneConfig
 from flowlm.correction import CorrectedFlow
@@ -95,7 +95,7 @@ def step_of(case: Case, arm: str) -> TrainingStep:
     model: Denoiser | CorrectedFlow = Denoiser(config).to(case.device)
     # Logits of the order of one, as in `generation`: of flat ones every target is flat.
     torch.nn.init.normal_(model.get_parameter("head.weight"), std=case.width**-0.5)
-    objective: FlowObjective | FlowMapObjective = FlowObjective(model.clock)
+    objective: FlowObjective | FlowMapObjective = FlowObjective(clock_of(model))
     if options is not None:
         teacher = model.eval().requires_grad_(False)
         setting = FlowMapConfig(**_PUBLISHED | options)
@@ -118,7 +118,7 @@ def step_of(case: Case, arm: str) -> TrainingStep:
             for fixed in (student.embedding, student.mean):
                 fixed.requires_grad_(False)
             model = student
-        objective = FlowMapObjective(setting, teacher.clock, learned_from)
+        objective = FlowMapObjective(setting, clock_of(teacher), learned_from)
     tokens = torch.randint(case.vocab, (case.batch, case.length)).to(case.device)
     return TrainingStep(model, objective, optimizer_of(model), tokens, case.dtype)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from generation import make_model
 from measure import CPU, Row, compare
-from training_step import TrainingStep, optimizer_of
+from training_step import TrainingStep, clock_of, optimizer_of
 
 from flowlm.backbone import BackboneConfig
 from flowlm.denoiser import Denoiser, DenoiserConfig
@@ -63,7 +63,7 @@ def training(size: Size, dtype: str, device: torch.device = CPU) -> Callable[[],
     shape = BackboneConfig(width=size.width, depth=size.depth)
     model = Denoiser(DenoiserConfig(vocab_size=size.vocab, length=size.length, backbone=shape)).to(device)
     tokens = torch.randint(size.vocab, (size.batch, size.length)).to(device)
-    return TrainingStep(model, FlowObjective(model.clock), optimizer_of(model), tokens, dtype)
+    return TrainingStep(model, FlowObjective(clock_of(model)), optimizer_of(model), tokens, dtype)
 
 
 def generation(size: Size, dtype: str, device: torch.device = CPU) -> Callable[[], object]:

@@ -50,7 +50,8 @@ _MEMORY: Columns = {
 TABLES: dict[str, tuple[str, Columns]] = {
     "state": (
         "One training step (forward, backward, optimizer) with each state. Peak: resident memory of a process that "
-        "takes two steps; the step's: beyond a process that builds weights, moments and batch alone.",
+        "takes two steps, or of its tensors on a GPU; the step's: beyond what it has when weights, moments and batch "
+        "are there.",
         {
             "V": lambda row: f"{row['vocab']:,}",
             "batch × length": lambda row: f"{row['batch']} × {row['length']}",
@@ -184,7 +185,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("what", nargs="?", default="all", choices=[*TABLES, "all"])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: whether it runs, not how fast")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; tokenising is always the CPU's")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        choices=["auto", "cpu", "cuda"],
+        help="auto: cuda where there is one; tokenising is always the CPU's",
+    )
     parser.add_argument("--threads", type=int, default=0, help="of torch; its own choice when left out")
     parser.add_argument("--dtype", default="auto", help="compute dtype: auto, float32 or bfloat16")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
@@ -199,7 +205,10 @@ def main(arguments: Sequence[str] | None = None) -> Path:
     chosen = parse(arguments)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
-    device = resolve_device(chosen.device)
+    there = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(there if chosen.device == "auto" else chosen.device)
+    if chosen.what == "tokenising":
+        device = torch.device("cpu")
     dtype, _ = resolve_dtype(chosen.dtype, device)
     keep_freed_memory()  # as training and evaluating do, here for every way
     here = machine(dtype, device)
@@ -231,8 +240,9 @@ def main(arguments: Sequence[str] | None = None) -> Path:
 
 def folder_name(here: dict[str, Any]) -> str:
     """A folder's name for a machine, its threads and dtype: figures of two of them never share a table."""
-    where = here.get("gpu") or f"{here['cpu']} {here['threads']} threads"
-    text = f"{where} {here['dtype']}"
+    text = " ".join(
+        [*filter(None, [here.get("gpu")]), f"{here['cpu']} {here['threads']} threads {here['dtype']}"]
+    )
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 

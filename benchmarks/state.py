@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from measure import CPU, Row, compare, memory_of_arm, report_memory
-from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
+from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, clock_of, optimizer_of
 
 from flowlm.backbone import BackboneConfig
 from flowlm.denoiser import Denoiser, DenoiserConfig
@@ -69,7 +69,7 @@ def steps_of(case: Case) -> dict[str, TrainingStep]:
     optimizer = optimizer_of(model)
     tokens = torch.randint(case.vocab, (case.batch, case.length)).to(case.device)
     return {
-        arm: TrainingStep(model, objective(model.clock), optimizer, tokens, case.dtype)
+        arm: TrainingStep(model, objective(clock_of(model)), optimizer, tokens, case.dtype)
         for arm, objective in ARMS.items()
     }
 

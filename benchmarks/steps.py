@@ -17,7 +17,7 @@ import presets
 import torch
 from measure import CPU, Memory, Row, compare, memory_of_arm, report_memory
 from torch import Tensor
-from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, optimizer_of
+from training_step import DenseFlow, DenseFlowInPlace, TrainingStep, clock_of, optimizer_of
 
 from flowlm.device import moved
 from flowlm.discrete import mdlm
@@ -57,10 +57,10 @@ ARMS: dict[str, tuple[str, Callable[[Any], Any] | None]] = {
     "FLM": ("flm", None),
     "MDLM": ("mdlm", None),
     "MDLM, head on masks alone": ("mdlm", lambda model: DiscreteObjective(masked_alone, 1, timed=True)),
-    "FLM, dense state": ("flm", lambda model: DenseFlow(model.clock)),
-    "FLM, dense state in place": ("flm", lambda model: DenseFlowInPlace(model.clock)),
+    "FLM, dense state": ("flm", lambda model: DenseFlow(clock_of(model))),
+    "FLM, dense state in place": ("flm", lambda model: DenseFlowInPlace(clock_of(model))),
     "FMLM, semigroup": ("fmlm", None),
-    BLOCKS: ("flm", lambda model: BlocksAlone(model.clock)),
+    BLOCKS: ("flm", lambda model: BlocksAlone(clock_of(model))),
 }
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowlm import rng
+from flowlm.clock import Clock
 from flowlm.config import OptimConfig
 from flowlm.device import moved, precision
 from flowlm.families import Objective
 from flowlm.objectives import FlowObjective
 from flowlm.training.optim import Optimizer
+
+
+def clock_of(model: Any) -> Clock:
+    """The clock that times are drawn by, on the CPU as in training."""
+    clock: Clock = copy.deepcopy(model.clock).cpu()
+    return clock
 
 
 def optimizer_of(model: nn.Module, config: OptimConfig | None = None) -> Optimizer:

@@ -21,6 +21,7 @@ import torch
 from flowlm.config import load_recipe
 from flowlm.cost import cost_of, models_of
 from flowlm.objectives.flow_map import IDENTITIES
+from toy import tiny_denoiser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "benchmarks"
@@ -43,7 +44,17 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmarks")
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "run.py"), "--quick", "--dtype", "float32", "--out", str(out)],
+        [
+            sys.executable,
+            str(SCRIPTS / "run.py"),
+            "--quick",
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--out",
+            str(out),
+        ],
         cwd=out,
         env=env,
         capture_output=True,
@@ -171,6 +182,16 @@ def test_steps_at_the_published_sizes(load: Any) -> None:
         after = [p for p in step.model.parameters() if p.requires_grad]
         assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True)), name
     assert made[steps.BLOCKS].model.head.weight.grad is None
+
+
+def test_times_are_drawn_on_the_cpu_wherever_the_model_is(load: Any) -> None:
+    """As in training: a clock moves with its model, and draws do not."""
+    model, times = tiny_denoiser(), torch.rand(5, dtype=torch.float64)
+    expected, clock = model.clock.time(times), load("training_step").clock_of(model)
+    model.to("meta")
+    with pytest.raises(RuntimeError):
+        model.clock.time(times)
+    assert torch.equal(clock.time(times), expected)
 
 
 def test_a_line_is_found(load: Any) -> None:
@@ -401,7 +422,8 @@ def test_machines_do_not_share_a_folder(load: Any) -> None:
     here = {"cpu": "Some(R) CPU @ 2.10GHz", "threads": 2, "dtype": "float32"}
     assert run.folder_name(here) == "some-r-cpu-2-10ghz-2-threads-float32"
     assert run.folder_name(here | {"threads": 4}) != run.folder_name(here)
-    assert run.folder_name(here | {"gpu": "NVIDIA H200"}) == "nvidia-h200-float32"
+    on_gpu = run.folder_name(here | {"gpu": "NVIDIA H200"})
+    assert on_gpu == "nvidia-h200-some-r-cpu-2-10ghz-2-threads-float32"
 
 
 COMMITTED = sorted((Path(__file__).parents[1] / "benchmarks" / "results").iterdir())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +98,15 @@ def test_noise_is_drawn_there_and_keyed_by_row() -> None:
     assert whole.device.type == "cuda"
     assert torch.equal(whole[2:], part)
     assert rng.uniform_rows([(0, 1)], (7,), device).dtype == torch.float64
+
+
+def test_benchmarks_run_there(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "run.py"
+    asked = ["--quick", "--device", "cuda", "--out", str(tmp_path)]
+    subprocess.run([sys.executable, str(script), *asked], check=True)
+    (folder,) = (path for path in tmp_path.iterdir() if (path / "steps.json").exists())
+    for path in folder.glob("*.json"):
+        assert json.loads(path.read_text())["machine"]["gpu"] == torch.cuda.get_device_name()
 
 
 def test_a_compiled_step_is_the_eager_one(tmp_path: Path) -> None:
