@@ -76,6 +76,27 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
         files.write_data(tmp_path / "a" / "file.txt", "x")
 
 
+def test_what_is_in_the_way_is_found_before_anything_is_moved(tmp_path: Path) -> None:
+    (tmp_path / "b.json").mkdir()
+    for name in ("last.json", "gone.json"):
+        (tmp_path / name).write_text("old")
+
+    def replace() -> None:
+        with files.together(tmp_path, "last.json", ("gone.json",)) as staged:
+            for name in ("a.json", "b.json", "last.json"):
+                (staged / name).write_text("new")
+
+    with pytest.raises(IsADirectoryError, match="what was there is untouched"):
+        replace()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "gone.json", "last.json"]
+    assert (tmp_path / "last.json").read_text() == "old"
+
+
+def test_what_an_error_says() -> None:
+    assert files.first_line(ValueError("\none\ntwo")) == "one"
+    assert files.first_line(ValueError()) == "ValueError"
+
+
 def test_json(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     files.write_json(path, {"é": [1, 2.5, None]})

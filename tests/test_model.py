@@ -19,6 +19,7 @@ from flowlm import flows as flows_module
 from flowlm import model as model_module
 from flowlm.clock import AdaptiveClock
 from flowlm.data.tokens import Tokenizer
+from flowlm.files import sha256
 from flowlm.model import FORMAT, FlowLM
 from flowlm.samplers import Sample, Step, sample
 from helpers import content, flm, fmlm, map_settings, tensors, trained
@@ -215,6 +216,17 @@ def test_saving_is_of_all_files_or_of_none(tmp_path: Path, monkeypatch: pytest.M
         other.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match=r"holds no config\.json"):
         FlowLM.from_pretrained(tmp_path / "model")
+
+
+def test_weights_are_named_while_they_are_there(copy: Path) -> None:
+    model, later = FlowLM.from_pretrained(copy), FlowLM.from_pretrained(copy)
+    assert model.weights == f"ema.safetensors {sha256(copy / 'ema.safetensors')}"
+    shutil.copy(copy / "ema.safetensors", copy / "new")
+    os.replace(copy / "new", copy / "ema.safetensors")  # as a run that trains on
+    assert later.weights is None
+    assert model.weights is not None
+    (copy / "ema.safetensors").unlink()
+    assert FlowLM(model.denoiser, model.tokenizer).weights is None
 
 
 def test_config_json(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import zipfile
@@ -139,6 +140,17 @@ def test_a_converted_model_writes_teaches_and_trains_on(tmp_path: Path, capsys: 
         asked = ["convert", str(path), str(tmp_path / name), "--tokenizer", str(tmp_path / "tokens")]
         assert main([*asked, "--weights", "raw"]) == 0
         assert main(["generate", str(tmp_path / name), "--num", "2", "--steps", "2"]) == 0
+    capsys.readouterr()
+    asked = ["evaluate", str(tmp_path / "fmlm"), "--steps", "1", "--num", "4"]
+    assert main(asked) == 0  # of what it was trained on nothing is known
+    assert "--data.path: no perplexity" in capsys.readouterr().err
+    found = tmp_path / "found.json"
+    by_text = ["--data.path", str(tmp_path / "words.txt"), "--frontier", "--json", str(found)]
+    assert main([*asked, *by_text]) == 0
+    own = json.loads(found.read_text())[0]
+    assert own["perplexity"] > 1
+    assert own["frontier"]["entropy"] > 0
+    assert 0 <= own["copied"] <= 1
     text = ["--data.corpus", "text", "--data.path", str(tmp_path / "words.txt"), "--train.steps", "2"]
     text += [
         "--train.batch",

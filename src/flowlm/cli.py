@@ -466,6 +466,7 @@ def _generate(args: list[str]) -> int:
         _options(GenerateOptions, GenerateOptions(), args, "flowlm generate [RUN]")
     run = _run_or_packaged(args)
     options: GenerateOptions = _options(GenerateOptions, GenerateOptions(), args, "flowlm generate [RUN]")
+    from flowlm.evaluation.report import calls_text
     from flowlm.evaluation.runs import write_run_samples
     from flowlm.evaluation.samples import read_samples
     from flowlm.files import check_output
@@ -493,9 +494,8 @@ def _generate(args: list[str]) -> int:
         )
     seconds = max(header.seconds or 0.0, 1e-3)  # which the file has to the millisecond
     tokens = options.num * model.length
-    plural = "call" if options.steps == 1 else "calls"
     _say(
-        f"{options.num} passages, {options.steps} network {plural} each, {seconds:.2f} s, "
+        f"{options.num} passages, {calls_text(header.nfe or options.steps)} each, {seconds:.2f} s, "
         f"{tokens / seconds:,.0f} tokens/s ({header.dtype} on {model.embedding.device})"
     )
     if options.out:

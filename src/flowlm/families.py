@@ -78,6 +78,10 @@ class Objective:
         """What helps a model whose passages repeat themselves."""
         return "lower --optim.lr and --optim.muon-lr, or train longer"
 
+    def networks(self) -> list[nn.Module]:
+        """Of its own, beside those that it was made with: copies, that nothing else reaches."""
+        return []
+
     def state(self) -> dict[str, Tensor]:
         """What a resume needs beyond the weights; every process of a run asks for it."""
         return {}

@@ -35,6 +35,11 @@ def explain(error: OSError, path: Path) -> OSError:
     return OSError(number, f"cannot write {path}: {error.strerror or error}; {state}{fix}")
 
 
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Call write(temporary path in the same folder), flush it to disk, and move it into place.
 
@@ -128,6 +133,9 @@ def together(folder: Path, last: str, gone: Iterable[str] = ()) -> Iterator[Path
         with tempfile.TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder) as name:
             staged = Path(name)
             yield staged
+            for path in staged.iterdir():
+                if (folder / path.name).is_dir():  # found before anything is moved
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path.name)
             for old in (last, *gone):
                 (folder / old).unlink(missing_ok=True)
             for path in sorted(staged.iterdir(), key=lambda path: path.name == last):

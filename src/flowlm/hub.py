@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flowlm.files import first_line
+
 __all__ = ["SCHEME", "UnreachableError", "fetch_file", "located", "push", "reaching"]
 
 SCHEME = "hf://"
@@ -130,7 +132,7 @@ def reaching(what: str, else_: str) -> Iterator[None]:
         LocalTokenNotFoundError,
         FileNotFoundError,
     ) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if status in (408, 429) or status >= 500:
             raise UnreachableError(f"the hub is busy ({reason}), asked for {what}: try again later") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ class FlowLM:
         self.family = family_of(denoiser.config)
         self.source: Path | None = None
         """The file its weights were read from, if any."""
+        self._written = 0  # when that file was, in ns
         self.data: dict[str, Any] = {}
         """What is known of the data it was trained on: data.json of its run."""
 
@@ -114,15 +116,27 @@ class FlowLM:
         if weights == "auto":
             name = "ema" if (folder / "ema.safetensors").exists() else "model"
         denoiser = family_of(config).network(config)
-        load_weights(denoiser, folder / f"{name}.safetensors")
+        path = folder / f"{name}.safetensors"
+        written = path.stat().st_mtime_ns if path.exists() else 0
+        load_weights(denoiser, path)
         denoiser.eval()
         tokenizer = Tokenizer.load(folder)
         sampling = read_sampling_clock(folder, getattr(denoiser, "clock", None))
         place = resolve_device(device)
         model = cls(denoiser.to(place), tokenizer, None if sampling is None else sampling.to(place))
-        model.source = folder / f"{name}.safetensors"
+        model.source = path
+        model._written = written
         model.data = describe_data(folder)
         return model
+
+    @functools.cached_property
+    def weights(self) -> str | None:
+        """File and sha256 of the weights that it was loaded with; None where there is none, or others are there now, as
+        where a run trains on."""
+        if self.source is None or not self.source.exists():
+            return None
+        digest = files.sha256(self.source)
+        return f"{self.source.name} {digest}" if self.source.stat().st_mtime_ns == self._written else None
 
     def save_pretrained(self, folder: str | Path, *, dtype: str = "float32") -> None:
         """Write config.json, model.safetensors, the tokenizer and data.json: all of them, or what was there stays.

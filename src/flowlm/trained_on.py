@@ -6,12 +6,14 @@ import dataclasses
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from flowlm import files
 from flowlm.config import read_run_config
-from flowlm.data.corpora import Corpus, load_corpus, upgraded
+from flowlm.data.corpora import Corpus, DataConfig, load_corpus, upgraded
+from flowlm.data.readers import TextReader
 from flowlm.model import FlowLM
 
 __all__ = ["ROWS", "corpus_of", "save_rows"]
@@ -38,7 +40,8 @@ def corpus_of(
         run: its folder.
         model: loaded from there.
         say: where plain messages go.
-        moved_to: where the text is now, if not where it was.
+        moved_to: where the text is now, if not where it was; of a model that does not say, what it is judged by, in
+            rows as it writes them.
 
     Raises:
         ValueError: it is not known, not there, or has changed since.
@@ -50,7 +53,11 @@ def corpus_of(
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{run / ROWS} is damaged ({error}): export the model again") from None
     if not (run / "config.toml").exists():
-        raise ValueError(f"{run} does not say what text it was trained on")
+        if not moved_to:
+            raise ValueError(
+                f"{run} does not say what text it was trained on: give it, or a text like it, with --data.path"
+            )
+        return load_corpus(_like(run, model, moved_to), model.length, model.tokenizer, say, counts=False)
     data = read_run_config(run).data
     if moved_to:
         data = dataclasses.replace(data, path=moved_to)
@@ -62,3 +69,12 @@ def corpus_of(
                 f"the text has changed since {run} was trained{upgraded(model.data, corpus.meta)}"
             )
     return corpus
+
+
+def _like(run: Path, model: FlowLM, text: str) -> DataConfig:
+    """How a text is read for a model of which only the form of its rows is known."""
+    form: dict[str, Any] = {name: model.data[name] for name in ("rows", "bos") if name in model.data}
+    own: dict[str, Any] = {"tokenizer": str(run / "tokenizer.json")} if form.get("bos") else {}
+    # What stands in records is taken as it is, of plain text each line.
+    unit = "record" if TextReader(text).has_records else "line"
+    return DataConfig(corpus="text", path=text, unit=unit, **form, **own)

@@ -616,6 +616,16 @@ def test_who_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert report_of(out) == before
 
 
+def test_a_comparison_of_which_all_diverge_has_its_report(tmp_path: Path) -> None:
+    recipe, out = (
+        small(tmp_path / "a.toml", {"models.FLM.optim": {"lr": 1e30, "muon_lr": 1e30}}),
+        tmp_path / "out",
+    )
+    assert command("compare", recipe, "--out", out) == 0
+    assert all("diverged" in row for row in report_of(out)["rows"])
+    assert "side by side" not in (out / "README.md").read_text()
+
+
 def test_a_rate_at_an_end_is_told() -> None:
     comparison = SimpleNamespace(config=SimpleNamespace(rates=(0.5, 1.0, 2.0)))
     assert remarks(comparison, [], {"A": 1.0, "B": 2.0, "C": 0.5}) == [  # type: ignore[arg-type]

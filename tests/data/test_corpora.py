@@ -105,6 +105,14 @@ def test_grammar_is_never_cut() -> None:
 # ------------------------------------------------------------------------------------------------- text files
 
 
+def test_the_grammar_has_tokens_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[SEP]\n")
+    with pytest.raises(
+        ValueError, match=r"data\.tokenizer = .*vocab\.txt': the grammar .* use 'words' or 'bpe'"
+    ):
+        DataConfig(tokenizer=str(tmp_path / "vocab.txt"))
+
+
 @pytest.mark.parametrize("tokenizer", [{}, {"tokenizer": "bpe", "vocab_size": 280}], ids=["words", "bpe"])
 def test_lines(tmp_path: Path, tokenizer: dict[str, Any]) -> None:
     path = _file(tmp_path, "\ufeff" + "\r\n\r\n".join(f"  {line} " for line in LINES))

@@ -126,6 +126,9 @@ def test_the_next_teacher_is_the_averaged_student(name: str, runs: dict[str, Pat
     for trainer.step in range(2):
         trainer.optimize()
     averaged = {key: value.clone() for key, value in trainer.ema.model.state_dict().items()}
+    # one teacher, of the held-out loss too, and compiled with the others
+    assert trainer._held_out_objective is trainer.objective
+    assert trainer.objective.networks() == [trainer.objective.rounds.teacher]  # type: ignore[attr-defined]
     trainer.step = 2
     trainer.optimize()
     teacher = trainer.objective.rounds.teacher.state_dict()  # type: ignore[attr-defined]

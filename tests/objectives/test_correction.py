@@ -16,6 +16,7 @@ from flowlm.clock import DecodingErrorClock
 from flowlm.config import load_recipe
 from flowlm.correction import CorrectedFlow
 from flowlm.denoiser import Denoiser
+from flowlm.evaluation.samples import read_samples
 from flowlm.objectives import FlowMapObjective, FlowObjective
 from flowlm.objectives.flow_map import FlowMapConfig
 from flowlm.path import step, velocity
@@ -153,6 +154,12 @@ def test_two_stages_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert bool(student.denoiser.mean.any())
     assert command("evaluate", first, "--steps", "1", "--num", "8", "--frontier") == 0
     assert "FLM+g 2 " in said(capsys)
+    (file,) = (first / "samples").glob("nfe-0002-seed-0.jsonl")
+    header, records = read_samples(file)
+    assert {header.nfe, *(record.nfe for record in records)} == {2}  # one step, and no more
+    assert records[0].tokens == next(iter(model.generate_in_parts(8, 1))).tokens[0].tolist()
+    assert command("generate", first, "--num", "2", "--steps", "3") == 0
+    assert "2 passages, 6 network calls each" in said(capsys)
     # It goes on from where it was.
     assert (
         command(

@@ -595,6 +595,18 @@ def test_a_second_signal_ends_at_once_and_leaves_the_last_checkpoint(tmp_path: P
     assert open_run(tmp_path / "run", say=silent).step == 4
 
 
+def test_seconds_go_on_where_they_were(tmp_path: Path) -> None:
+    trainer = begin(tmp_path / "run", settings())
+    _interrupt_at(trainer, 5)
+    trainer.train()
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line | {"seconds": 1000.0}) + "\n" for line in lines))
+    open_run(tmp_path / "run", say=silent).train()
+    last = [json.loads(line).get("seconds", 0) for line in path.read_text().splitlines()]
+    assert 1000 < max(last) < 1100
+
+
 def test_a_resumed_run_that_had_finished_says_its_loss(tmp_path: Path) -> None:
     trainer = begin(tmp_path / "run", settings())
     result = trainer.train()

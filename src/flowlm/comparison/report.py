@@ -437,6 +437,8 @@ def report(runner: Runner, command: str) -> None:
         lines += ["## What is no model", markdown(references).rstrip()]
         sections.append(Table(references, heading="What is no model"))
     for heading, of in runner.samples().items():
+        if not of:
+            continue  # all of them diverged
         lines.append(f"## {heading}, side by side")
         for model, texts in of.items():
             lines += [f"### {model}", numbered(texts)]

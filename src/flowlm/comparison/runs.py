@@ -460,7 +460,7 @@ class Runner:
     ) -> dict[str, dict[str, Any]]:
         """Of each number of network calls, what was chosen, and by what."""
         compare, entry = self.comparison.config, job.entry
-        turned = {self.calls(entry, k) for k in compare.frontier}
+        turned = {self.calls(entry, k): k for k in reversed(compare.frontier)}
         count = len(entry.samplers) + len(turned)
         out: dict[str, dict[str, Any]] = {str(k): {"sampler": 0} for k in calls}
         if len(entry.samplers) > 1:
@@ -475,7 +475,7 @@ class Runner:
         for number, k in enumerate(k for k in calls if k in turned):
             own = part.share(len(entry.samplers) + number, count) if part else None
             sampler = entry.samplers[out[str(k)]["sampler"]]
-            (row,) = self._rows(job, folder, [k], sampler, own, frontier=[k])
+            (row,) = self._rows(job, folder, [turned[k]], sampler, own, frontier=[turned[k]])
             out[str(k)] |= {"knob": _knob(row["frontier"])}
         return out
 

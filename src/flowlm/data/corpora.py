@@ -155,6 +155,11 @@ class DataConfig:
             raise ValueError(
                 f"data.vocab_size = {self.vocab_size}: the grammar needs all of its known words; leave it 0"
             )
+        if self.corpus == "grammar" and existing:
+            raise ValueError(
+                f"data.tokenizer = {self.tokenizer!r}: the grammar is told in its own words or in byte-level pieces "
+                "trained on it; use 'words' or 'bpe'"
+            )
         if self.corpus == "grammar" and self.path:
             raise ValueError(self._own_text())
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowlm.clock import Clock, DecodingErrorClock
 from flowlm.discrete import duo
 from flowlm.discrete.base import SCHEDULE
-from flowlm.discrete.distil import Rounds, RoundsObjective, check_teacher, divergence
+from flowlm.discrete.distil import Rounds, RoundsObjective, check_rounds, divergence
 from flowlm.discrete.gaussian import argmax_tokens, kept, level_of, row_noise, time_of
 from flowlm.discrete.network import TokenNetwork
 from flowlm.families import Objective
@@ -74,7 +74,7 @@ class DCD(duo.Duo):
 
     def check(self, run: RunConfig) -> None:
         super().check(run)
-        check_teacher(run)
+        check_rounds(run)
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

@@ -112,6 +112,9 @@ class RoundsObjective(DiscreteObjective):
         if step is not None:
             self.rounds.enter(step)
 
+    def networks(self) -> list[nn.Module]:
+        return [self.rounds.teacher]
+
     def state(self) -> dict[str, Tensor]:
         return self.rounds.state()
 
@@ -119,8 +122,8 @@ class RoundsObjective(DiscreteObjective):
         self.rounds.load(state)
 
 
-def check_teacher(run: RunConfig) -> None:
-    """Refuse a distillation from nothing. A run's recipe may be read before its teacher is named."""
+def check_rounds(run: RunConfig) -> None:
+    """ValueError: more rounds than steps."""
     if run.train.steps < run.rounds.rounds:
         raise ValueError(
             f"train.steps = {run.train.steps} is fewer than rounds.rounds = {run.rounds.rounds}: a round needs a step"

@@ -119,8 +119,6 @@ def step(
         rule: "categorical", or "argmax" for the likeliest token of q.
     """
     alpha_s, alpha_t = schedule.alpha(s), schedule.alpha(t)
-    if s == 0:
-        alpha_s = 1.0  # the data itself
     v, ratio = len(posterior.embedding), alpha_t / alpha_s
     predicted, anew = alpha_s - alpha_t, (1 - ratio) * (1 - alpha_s)
     own, draws = x.reshape(-1, 1), uniform.reshape(-1)

@@ -16,7 +16,7 @@ Times = TypeVar("Times", float, Tensor)
 def steps_of(count: int) -> Iterator[tuple[int, float, float]]:
     """(number, t, s) of even steps from t = 1 to s = 0, which is exact at the end."""
     for i in range(count):
-        yield i, 1 - i / count, 1 - (i + 1) / count if i + 1 < count else 0.0
+        yield i, 1 - i / count, 1 - (i + 1) / count
 
 
 @dataclass(frozen=True)

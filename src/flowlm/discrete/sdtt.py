@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowlm.discrete import mdlm
 from flowlm.discrete.base import SCHEDULE
-from flowlm.discrete.distil import Rounds, RoundsObjective, check_teacher, divergence
+from flowlm.discrete.distil import Rounds, RoundsObjective, check_rounds, divergence
 from flowlm.discrete.network import TokenNetwork
 from flowlm.discrete.schedule import LogLinear
 from flowlm.families import Objective
@@ -95,7 +95,7 @@ class SDTT(mdlm.MDLM):
 
     def check(self, run: RunConfig) -> None:
         super().check(run)
-        check_teacher(run)
+        check_rounds(run)
 
     def objective(
         self, run: RunConfig, network: Any, clock: Clock | None, teacher: Any, averaged: Any

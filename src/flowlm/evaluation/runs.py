@@ -108,7 +108,7 @@ def _header(
     return Header(
         model=model.family.label,
         recipe=_recipe(run),
-        nfe=steps,
+        nfe=model.family.calls(steps, model.length),
         sampler=model.family.check_options(sampler),
         seed=seed,
         dtype=str(used)[6:],
@@ -117,7 +117,7 @@ def _header(
         extra={
             "corpus": model.data.get("corpus", ""),
             "law": model.data.get("law_sha256"),
-            "weights": _weights(model.source),
+            "weights": model.weights,
         },
     )
 
@@ -126,13 +126,6 @@ def _recipe(run: Path) -> str:
     """The recipe that a run's config.toml names; its folder's name where it names none."""
     path = run / "config.toml"
     return str(read_toml(path).get("recipe") or run.name) if path.exists() else run.name
-
-
-def _weights(path: Path | None) -> str | None:
-    """File and sha256 of the weights that wrote the samples: a run goes on training, its folder says nothing."""
-    if path is None or not path.exists():
-        return None
-    return f"{path.name} {files.sha256(path)}"
 
 
 def score_file(
@@ -352,18 +345,22 @@ def evaluate_run(
             "back, or export the run with --text"
         )
     options = model.family.check_options(sampler)
-    # An autoregressive model takes as many calls as there are tokens, whatever is asked for.
-    steps = list(dict.fromkeys(model.family.calls(k, model.length) for k in steps))
+    # By network calls, in which rows are told, the steps to ask for: an autoregressive model takes as many calls as
+    # there are tokens whatever is asked for, a flow with its correction two a step.
+    ask: dict[int, int] = {}
+    for k in steps:
+        ask.setdefault(model.family.calls(k, model.length), k)
+    steps = list(ask)
     reuse = bool(frontier) if reuse is None else reuse
     turned = {model.family.calls(k, model.length) for k in frontier}
     curves = {
-        k: _curves(model.family, model.denoiser.config, k, options) if k in turned else {} for k in steps
+        k: _curves(model.family, model.denoiser.config, ask[k], options) if k in turned else {} for k in steps
     }
     if knobs is not None:
         curves = {k: {knob: v for knob, v in own.items() if knob == knobs[k]} for k, own in curves.items()}
     asked = [(k, options) for k in steps]
     asked += [(k, options | {knob: v}) for k in steps for knob, values in curves[k].items() for v in values]
-    files_of = {_sample_path(folder, k, seed, own): (k, own) for k, own in asked}
+    files_of = {_sample_path(folder, k, seed, own): (ask[k], own) for k, own in asked}
     _write_all(
         model,
         run,
@@ -445,13 +442,13 @@ def _write_all(
     missing = []
     plain = _header(model, run, 0, seed, dtype, {})
     for i, (path, (k, own)) in enumerate(files_of.items()):
-        like = dataclasses.replace(plain, nfe=k, sampler=own)
+        like = dataclasses.replace(plain, nfe=model.family.calls(k, model.length), sampler=own)
         with_latency = i < timed
         if not (reuse and _is_written(path, like, num, with_latency)):
             missing.append((path, k, own, with_latency))
     if reuse and say is not None:
         say(f"{len(files_of)} settings of the sampler, {len(files_of) - len(missing)} of them sampled before")
-    calls = num * sum(k for _, k, _, _ in missing)
+    calls = num * sum(model.family.calls(k, model.length) for _, k, _, _ in missing)
     shown: contextlib.AbstractContextManager[Progress | Part | None] = contextlib.nullcontext()
     if part is not None and calls:
         shown = part.of(calls)
@@ -460,10 +457,11 @@ def _write_all(
     with shown as progress:
         before = 0
         for path, k, own, with_latency in missing:
+            each = model.family.calls(k, model.length)
 
-            def tick(done: int, k: int = k, before: int = before) -> None:
+            def tick(done: int, each: int = each, before: int = before) -> None:
                 if progress is not None:
-                    progress.advance(before + k * done)
+                    progress.advance(before + each * done)
 
             try:
                 write_run_samples(
@@ -474,7 +472,7 @@ def _write_all(
                     goes_on = "; the same command goes on from there" if reuse else ""
                     say(f"interrupted: sample files that are whole are kept in {path.parent}{goes_on}")
                 raise
-            before += k * num
+            before += each * num
 
 
 def _curves(

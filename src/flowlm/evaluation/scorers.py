@@ -210,7 +210,7 @@ class HFScorer:
             self._model = cast("Any", AutoModelForCausalLM.from_pretrained(name, **options))
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(
-                f"the scorer {name} cannot be loaded ({str(error).splitlines()[0]}): {instead}"
+                f"the scorer {name} cannot be loaded ({files.first_line(error)}): {instead}"
             ) from None
         room = int(getattr(self._model.config, "max_position_embeddings", 0) or 1024)
         if context > room:
@@ -386,7 +386,7 @@ def score_texts(scorer: Scorer, texts: Sequence[str], say: Callable[[str], None]
     if (bad := next((i for i, value in enumerate(nats) if not math.isfinite(value)), None)) is not None:
         raise ValueError(
             f"{scorer.name} gives text {bad}, {texts[bad][:40]!r}, a likelihood of {nats[bad]} nats: it cannot "
-            "score; try another --dtype or device, or another scorer"
+            "score; try another --device, or another scorer"
         )
     try:
         files.write_json(path, {"scorer": scorer.name, "nats": nats, "tokens": tokens, "cut": cut})

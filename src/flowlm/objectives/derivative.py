@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flowlm.files import first_line
 from flowlm.path import times_like
 from flowlm.posterior import Posterior
 
@@ -111,7 +112,7 @@ def _moving(
             except NotImplementedError as error:
                 raise ValueError(
                     "this network has no forward-mode derivative, which flow_map.derivative = 'jvp' takes: use "
-                    f"flow_map.derivative = 'difference' ({str(error).splitlines()[0]})"
+                    f"flow_map.derivative = 'difference' ({first_line(error)})"
                 ) from error
         else:
             value = hidden(*at)

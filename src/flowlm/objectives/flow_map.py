@@ -261,7 +261,7 @@ class FlowMapObjective(Objective):
         clock: sampling clock; pairs are drawn and u halved in its τ.
         teacher: frozen one-time denoiser; None distils a network into itself, the data on the diagonal.
         averaged: the student's EMA as a denoiser, for target "averaged".
-        steps: of the training, of which `psd_first` is a share.
+        steps: of the training, of which `flow_first` and `psd_first` are shares.
     """
 
     steady = False  # a kind of rows that is not there takes no call for its target
@@ -450,7 +450,8 @@ class FlowMapObjective(Objective):
         def diagonal(y: Tensor, t: Tensor) -> Posterior:
             return network(y, t, t)
 
-        denoiser = diagonal if cfg.denoiser == "student" or self.teacher is None else self.teacher
+        denoiser = diagonal if cfg.denoiser == "student" else self.teacher
+        assert denoiser is not None
         project = cfg.loss == "cross-entropy"
         target: Target
         if identity == "psd":

@@ -274,18 +274,13 @@ class Metrics:
     def __init__(self, path: Path | None):
         self.path = path
 
-    def resume_at(self, step: int) -> None:
-        """Forget lines of later steps, and a line that a kill cut short."""
+    def resume_at(self, step: int) -> list[dict[str, Any]]:
+        """Forget lines of later steps, and a line that a kill cut short; returns the others."""
         if self.path is None or not self.path.exists():
-            return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (json.JSONDecodeError, KeyError):
-                continue
-        files.write_data(self.path, "".join(kept))
+            return []
+        kept = [line for line in read_metrics(self.path) if line.get("step", 0) <= step]
+        files.write_data(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        return kept
 
     def write(self, **values: Any) -> None:
         """Append one line."""

@@ -272,13 +272,17 @@ class Trainer:
 
         self.objective = objective(self.clock)
         self.objective.gather = self.ranks.gather
-        self._held_out_objective = objective(held_out_clock)
+        # What has no clock is the same for both; a student that becomes its own teacher would have two of those.
+        self._held_out_objective = (
+            self.objective if held_out_clock is self.clock else objective(held_out_clock)
+        )
         self._networks = [n for n in (self.model, self.ema.model, teacher) if n is not None]
         if config.train.compile:
             # Student, teacher and average share one forward; each shape of a batch is compiled for each of them. The
             # default limit, 8, would leave the last of them uncompiled.
             torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-            for module in (module for network in self._networks for module in network.modules()):
+            networks = [*self._networks, *self.objective.networks()]
+            for module in (module for network in networks for module in network.modules()):
                 if isinstance(module, Backbone):
                     module.compile()
         self._forward = self.ranks.wrap(Forward(self.model, self.objective), self.ema.model)
@@ -292,6 +296,8 @@ class Trainer:
         self._drawn: Mapping[str, Tensor] = {}
         """Of the last step."""
         self._stop = False
+        self._seconds = 0.0
+        """That training has taken, those before a resumption too."""
 
     # -- the run's life ------------------------------------------------------------------------------------
 
@@ -339,7 +345,7 @@ class Trainer:
         self.step, self._unseen = int(state["step"]), []
         self.best = tuple(state["best"]) if state.get("best") else None
         self._held_out = math.nan if state.get("held_out") is None else float(state["held_out"])
-        self.ranks.once(lambda: self._tidy(int(state["chosen"])))
+        self._seconds = self.ranks.once(lambda: self._tidy(int(state["chosen"])))
         self.say(f"resumed {self.run.path} at step {self.step} of {self.config.train.steps}")
 
     def _newest(self) -> int:
@@ -351,10 +357,11 @@ class Trainer:
         self.run.sweep()
         return steps[-1]
 
-    def _tidy(self, chosen: int) -> None:
+    def _tidy(self, chosen: int) -> float:
         # A kill may have come after the checkpoint and before what follows it.
         self._publish(chosen)
-        Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
+        lines = Metrics(self.run.path / "metrics.jsonl").resume_at(self.step)
+        return max((float(line["seconds"]) for line in lines if "seconds" in line), default=0.0)
 
     def train(self, part: Part | None = None) -> TrainResult:
         """Run to the last step, or to an interruption; either way a checkpoint is saved.
@@ -369,7 +376,7 @@ class Trainer:
         """
         cfg = self.config.train
         metrics = Metrics(self.run.path / "metrics.jsonl" if self.ranks.first else None)
-        started = time.perf_counter()
+        started = time.perf_counter() - self._seconds
         tokens_per_step = cfg.batch * self.config.model.length
         own = (
             Progress(cfg.steps, self.step, tokens_per_step, self.say, shown=self.ranks.first)
@@ -390,6 +397,7 @@ class Trainer:
                 if not self.runs_ahead or self._pauses:
                     loss, norm = self._read(waiting)
                     waiting = None
+                self._seconds = time.perf_counter() - started
                 progress.advance(self.step, loss)
                 if self._logs:
                     metrics.write(
@@ -398,7 +406,7 @@ class Trainer:
                         gradient_norm=norm,
                         lr_factor=self.optimizer.scale(self.step - 1),
                         tokens=self.step * tokens_per_step,
-                        seconds=round(time.perf_counter() - started, 3),
+                        seconds=round(self._seconds, 3),
                         **self.objective.report(),
                     )
                     if warning := self.objective.warning():
@@ -663,7 +671,7 @@ class Trainer:
             for k, parts in watched.items()
         }
         data = self._entropy(self._held_out_rows(16 * WATCHED).tolist())
-        calls = calls_text(cfg.sample_steps)
+        calls = calls_text(self.family.calls(cfg.sample_steps, self.config.model.length))
         sample_text = f"# step {self.step}, {calls}\n" + "\n".join(texts) + "\n"
         sample_file = self.run.path / "samples" / f"step-{self.step:08d}.txt"
         self.ranks.once(lambda: files.write_data(sample_file, sample_text))
@@ -687,7 +695,11 @@ class Trainer:
         # At first every model repeats the commonest tokens.
         for k, entropy in own.items():
             if self.step >= cfg.steps / 2 and entropy < COLLAPSED * data:
-                which = "these passages" if k == cfg.sample_steps else f"passages of {calls_text(k)}"
+                which = (
+                    "these passages"
+                    if k == cfg.sample_steps
+                    else f"passages of {calls_text(self.family.calls(k, self.config.model.length))}"
+                )
                 say(
                     f"  {which} repeat themselves: their tokens have {entropy:.2f} nats of entropy, those of held-out "
                     f"text {data:.2f}; {self.objective.remedy()}"
