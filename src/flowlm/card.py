@@ -57,7 +57,8 @@ def export(
     model = FlowLM.from_pretrained(run)
     runs = made(run)
     corpus = corpus_of(run, model, say) if text else None
-    model.save_pretrained(folder, dtype=dtype)
+    # What an earlier export says of its model is not true of this one, not even for a moment.
+    model._save(folder, dtype, (ROWS, ABOUT, CARD) if (folder / ABOUT).exists() else ())
     if corpus is None:
         (folder / ROWS).unlink(missing_ok=True)
     else:

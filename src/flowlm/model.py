@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -150,7 +150,10 @@ class FlowLM:
             ValueError: another dtype; the folder is a run's, or another program's model.
             OSError: with the reason and what to do (full disk, no permission).
         """
-        folder = Path(folder)
+        self._save(Path(folder), dtype)
+
+    def _save(self, folder: Path, dtype: str, gone: Sequence[str] = ()) -> None:
+        """The same; files of the names in `gone` go with those that are replaced."""
         if (folder / "checkpoints").exists():
             raise ValueError(
                 f"{folder} is a run with checkpoints, and its weights would be replaced: give another folder"
@@ -159,7 +162,7 @@ class FlowLM:
             read_model_config(folder)  # another program's is not written over
         stored = stored_as(dtype, self.denoiser)
         # An average of other weights would be loaded in place of these.
-        with files.together(folder, "config.json", ("ema.safetensors", CONFIG, DATA)) as staged:
+        with files.together(folder, "config.json", ("ema.safetensors", CONFIG, DATA, *gone)) as staged:
             write_weights(staged / "model.safetensors", stored)
             self.tokenizer.save(staged)
             write_sampling_clock(staged, self.sampling_clock)

@@ -409,6 +409,17 @@ def test_without_torchrun_or_with_one_process_nothing_is_joined(monkeypatch: pyt
         assert type(alone) is Ranks
 
 
+def test_one_process_has_nothing_to_share_out(tmp_path: Path) -> None:
+    lines: list[str] = []
+    Trainer(settings({"train.shard": True}), tmp_path / "run", say=lines.append)
+    assert any(
+        "train.shard = true shares a model out among processes, and this is one" in line for line in lines
+    )
+    lines.clear()
+    Trainer(settings(), tmp_path / "run", say=lines.append)
+    assert not any("train.shard" in line for line in lines)
+
+
 def test_devices_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device_of("cpu", 3) == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

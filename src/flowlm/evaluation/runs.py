@@ -41,6 +41,7 @@ from flowlm.families import Family, family
 from flowlm.model import FlowLM, describe_data
 from flowlm.progress import Part, Progress
 from flowlm.provenance import cost_of, describe_run, made
+from flowlm.rng import key
 from flowlm.trained_on import corpus_of
 from flowlm.training.checkpoint import read_metrics
 
@@ -378,7 +379,7 @@ def evaluate_run(
     if scorer is not None:
         texts = judge.halves(num, seed + 1)[1] if judge is not None else []
         if judge is None and lawful:
-            texts = Grammar().sample(num, seed + 2)
+            texts = Grammar().sample(num, key(seed, "others of the law"))
         reference = feature_texts(scorer, [passage(text) for text in texts]) if texts else None
     rows = []
     for k in steps:
@@ -415,13 +416,16 @@ def law_reference(row: Mapping[str, Any], seed: int, scorer: Scorer | None = Non
     """The row of as many exact samples of the law as stand behind a row of `evaluate_run` with this seed; with a
     scorer, under it, and where that row has a distance, at theirs from as many others."""
     law = Grammar()
-    ours = law_row(law, row["num"], seed + 1)
+    own = key(seed, "the law")  # a stream that no seed of training data is
+    ours = law_row(law, row["num"], own) | {"seed": seed}
     if scorer is None:
         return ours
-    texts = law.sample(row["num"], seed + 1)
+    texts = law.sample(row["num"], own)
     ours = merged(ours, scored(scorer, texts))
     if row["frechet"] is not None:
-        ours |= distance(scorer, texts, feature_texts(scorer, law.sample(row["num"], seed + 2)))
+        ours |= distance(
+            scorer, texts, feature_texts(scorer, law.sample(row["num"], key(seed, "others of the law")))
+        )
     return ours
 
 

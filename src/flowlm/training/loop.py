@@ -203,6 +203,11 @@ class Trainer:
             keep_freed_memory()
         self.dtype, reason = resolve_dtype(config.train.dtype, self.device)
         say(f"device {self.device}, compute in {str(self.dtype)[6:]} ({reason})")
+        if config.train.shard and self.ranks.world == 1:
+            say(
+                "train.shard = true shares a model out among processes, and this is one: it is whole here; several are "
+                "started by torchrun"
+            )
         teacher = _load_teacher(config) if teacher is None else teacher
         source = config.teacher or config.init
         length = prepare_config(config, None).model.length
