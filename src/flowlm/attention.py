@@ -37,20 +37,19 @@ def attention(
     if backend == "auto":
         backend = "math" if q.device.type == "cpu" and q.dtype == torch.bfloat16 else "sdpa"
     new, known = q.shape[-2], k.shape[-2]
-    # A single query at the end sees every key.
-    seen = _causal_mask(new, known, q.device) if causal and new > 1 else None
+    masked = causal and new > 1  # a single query at the end sees every key
     if backend == "sdpa" and not softcap:
-        if seen is None or new == known:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=seen is not None)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        if not masked or new == known:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=masked)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=_causal_mask(new, known, q.device))
     # Autocast would run the softmax in float32 and copy the scores twice; torch's bfloat16 softmax already
     # accumulates in float32.
     with torch.autocast(q.device.type, enabled=False):
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        if seen is not None:
-            scores = scores.masked_fill(~seen, float("-inf"))
+        if masked:
+            scores = scores.masked_fill(~_causal_mask(new, known, q.device), float("-inf"))
         return scores.softmax(-1) @ v
 
 

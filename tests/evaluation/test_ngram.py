@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
@@ -304,14 +303,10 @@ def test_identity() -> None:
     passages = [["the", "cat"], ["the", "dog", "and", "the", "hen"]]
     model = KneserNey.fit(passages, 2)
     assert model.name == "Kneser-Ney 2-gram, 7 words, vocabulary 5"
-    lines = b'["the", "cat"]\n["the", "dog", "and", "the", "hen"]\n'
-    assert model.sha256 == hashlib.sha256(lines).hexdigest()
-    assert model.sha256 != KneserNey.fit([["the", "cat", "the"], ["dog", "and", "the", "hen"]]).sha256
     assert len(repr(model)) < 400
     tokens = KneserNey.fit([[1, 2, 1]])
     assert tokens.name == "Kneser-Ney 5-gram, 3 tokens, vocabulary 2"
     arrays = KneserNey.fit(np.array([[1, 2, 1]]))  # type: ignore[arg-type]
-    assert arrays.sha256 == tokens.sha256
     assert arrays.log_probs([2, 1]) == pytest.approx(tokens.log_probs(np.array([2, 1])))
 
 

@@ -17,8 +17,6 @@ law over the vocabulary, the unknown and the end, so that nothing is impossible.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
@@ -130,8 +128,6 @@ class KneserNey:
     """D_1, D_2, D_3 of the n-grams of 1, 2, ... items, as far as the training text has any so long."""
     fallback: tuple[int, ...]
     """The k whose discounts are `FALLBACK`."""
-    sha256: str
-    """Hash of the training passages in their order, written as one JSON list a line."""
     _symbols: dict[Hashable, int] = field(repr=False)
     _grams: tuple[_Grams, ...] = field(repr=False)
 
@@ -185,17 +181,12 @@ class KneserNey:
             ending = np.full(len(text), -1)
             ending[places] = which
 
-        digest = hashlib.sha256()
-        for passage in passages:
-            line = [item if isinstance(item, str) else int(item) for item in passage]  # type: ignore[call-overload]
-            digest.update((json.dumps(line) + "\n").encode())
         return cls(
             order=order,
             vocabulary=vocabulary,
             num_items=len(items),
             discounts=tuple(discounts),
             fallback=tuple(fallback),
-            sha256=digest.hexdigest(),
             _symbols=symbols,
             _grams=tuple(grams),
         )

@@ -77,14 +77,14 @@ class TrainResult:
     finished: bool
     """False when it was interrupted; resume continues it."""
     held_out: float
-    """Held-out loss of the exported weights, nats per token."""
+    """Held-out loss of the exported weights, in the objective's unit (`Family.unit`)."""
     seconds: float
-    """Of this process, training alone."""
+    """That training has taken, before a resumption too."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out loss, nats per token."""
+    """A held-out loss, in the objective's unit."""
 
     loss: float
     """Mean over rows and times."""
