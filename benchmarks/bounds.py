@@ -22,6 +22,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from flowlm import posterior
 from flowlm.data.loader import Loader
+from flowlm.device import describe
+
+#: FLOP/s of a GPU in dense bfloat16 by its maker, by what its name holds.
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 #: Kinds of operations, by what torch calls them; the rest is "other". A product moves little for what it computes, the
 #: others compute little for what they move.
@@ -54,6 +58,12 @@ KINDS: dict[str, tuple[str, ...]] = {
         "gelu_backward",
     ),
 }
+
+
+def peak_of(device: torch.device) -> float | None:
+    """FLOP/s that the maker of a GPU states, if it is one of those that are known here."""
+    name = describe(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def kind_of(name: str) -> str:
@@ -157,6 +167,7 @@ def _row(case: Case, dtype: torch.dtype, say: Callable[[str], None], device: tor
         "loading": loading(case.batch, model.length, 1000 if case.quick else 100_000) / median,
         "flops": flops,
         "flops_per_second": flops / median,
-        # As utilisation is counted: of what the widest products alone would take.
+        "peak_share": flops / median / peak if (peak := peak_of(device)) else None,
+        # Of what the widest products alone would take.
         "utilisation": flops / median / max(roof["block_flops"], roof["head_flops"]),
     } | roof

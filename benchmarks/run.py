@@ -109,7 +109,8 @@ TABLES: dict[str, tuple[str, Columns]] = {
     "bounds": (
         "Where a training step of the presets goes, by a profile of its operations, and what it reaches of what this "
         "machine can do: products of matrices as large as those of the blocks and of the head, and a copy. Utilisation "
-        "is of the faster product. Reading a batch: of a memory-mapped file, as a share of the step.",
+        "is of the faster product; of a GPU also of what its maker states for dense "
+        "bfloat16. Reading a batch: of a memory-mapped file, as a share of the step.",
         {
             "preset": lambda row: row["arm"],
             "batch × length": lambda row: f"{row['batch']} × {row['length']}",
@@ -118,6 +119,9 @@ TABLES: dict[str, tuple[str, Columns]] = {
             "blocks' product": lambda row: f"{row['block_flops'] / 1e9:,.0f}",
             "head's product": lambda row: f"{row['head_flops'] / 1e9:,.0f}",
             "utilisation": lambda row: f"{100 * row['utilisation']:.0f} %",
+            "of the maker's peak": lambda row: (
+                f"{100 * row['peak_share']:.0f} %" if row.get("peak_share") else ""
+            ),
             "copy, GB/s": lambda row: f"{row['copied_bytes'] / 1e9:,.1f}",
             "reading a batch": lambda row: f"{100 * row['loading']:.2f} %",
             "its time": lambda row: ", ".join(

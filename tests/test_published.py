@@ -105,6 +105,8 @@ def test_golden_outputs(tmp_path: Path, kind: str, weights: str) -> None:
     with torch.no_grad():
         got = net(vectors["x"] @ net.embedding, *times).log_probs()
     wanted = vectors["log_probs" if weights == "raw" else "ema.log_probs"]
+    likely = wanted > -8
+    torch.testing.assert_close(got[likely], wanted[likely], atol=1e-5, rtol=0)
     # They are as far as 4e-5 from this in float64, where they are -59: float32's rounding, theirs.
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(got.exp(), wanted.exp(), atol=1e-5, rtol=0)
