@@ -99,7 +99,8 @@ def run_line(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     elif words[1] == "prepare" and (words[2] in NAMED or words[2] == "--data.corpus"):
         prepared: list[Any] = []
         monkeypatch.setattr(
-            "flowlm.data.corpora.prepare_corpus", lambda *args: prepared.append(args) or Path("rows")
+            "flowlm.data.corpora.prepare_corpus",
+            lambda *args, **options: prepared.append(args) or Path("rows"),
         )
         assert main(words[1:]) == 0
         config, length = prepared[0][:2]
