@@ -16,7 +16,6 @@ from flowlm.config import RunConfig, from_dict, merge, read_toml, recipe_path, t
 from flowlm.data.corpora import Corpus, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.device import can_compile, describe, resolve_device
-from flowlm.evaluation.metrics import law_row
 from flowlm.evaluation.plots import plot_validity
 from flowlm.evaluation.report import (
     Picture,
@@ -27,9 +26,8 @@ from flowlm.evaluation.report import (
     table_text,
     write_json,
 )
-from flowlm.evaluation.runs import evaluate_run
+from flowlm.evaluation.runs import evaluate_run, law_reference
 from flowlm.evaluation.samples import current_commit, read_samples
-from flowlm.rng import key
 from flowlm.training.loop import Trainer
 
 #: Share of the training time that goes to the FLM; the rest distils it.
@@ -124,7 +122,7 @@ def run_demo(
         "FLM": judge("flm", FLOW_STEPS, num),
         "FMLM": judge("fmlm", MAP_STEPS, num),
     }
-    reference = law_row(law, num, key(seed, "the law")) | {"seed": seed}
+    reference = law_reference(rows["FMLM"][0], seed)
     report = {
         "minutes": round((time.perf_counter() - began) / 60, 2),
         "machine": describe(resolve_device(device)),

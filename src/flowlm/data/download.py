@@ -116,8 +116,7 @@ def _library(corpus: str) -> Any:
         import datasets
     except ImportError:
         raise ImportError(
-            f"{corpus} is fetched from the hub by datasets: pip install 'flowlm[data]'; or give a folder of its "
-            "Parquet files with --data.path"
+            f"{corpus} is fetched from the hub by datasets: pip install 'flowlm[data]'; or {_INSTEAD}"
         ) from None
     return datasets
 

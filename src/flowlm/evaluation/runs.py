@@ -379,7 +379,7 @@ def evaluate_run(
     if scorer is not None:
         texts = judge.halves(num, seed + 1)[1] if judge is not None else []
         if judge is None and lawful:
-            texts = Grammar().sample(num, key(seed, "others of the law"))
+            texts = _others_of_the_law(num, seed)
         reference = feature_texts(scorer, [passage(text) for text in texts]) if texts else None
     rows = []
     for k in steps:
@@ -412,6 +412,11 @@ def evaluate_run(
     return rows + others
 
 
+def _others_of_the_law(num: int, seed: int) -> list[str]:
+    """Exact samples that distances are taken to, from a stream of their own."""
+    return Grammar().sample(num, key(seed, "others of the law"))
+
+
 def law_reference(row: Mapping[str, Any], seed: int, scorer: Scorer | None = None) -> dict[str, Any]:
     """The row of as many exact samples of the law as stand behind a row of `evaluate_run` with this seed; with a
     scorer, under it, and where that row has a distance, at theirs from as many others."""
@@ -423,9 +428,7 @@ def law_reference(row: Mapping[str, Any], seed: int, scorer: Scorer | None = Non
     texts = law.sample(row["num"], own)
     ours = merged(ours, scored(scorer, texts))
     if row["frechet"] is not None:
-        ours |= distance(
-            scorer, texts, feature_texts(scorer, law.sample(row["num"], key(seed, "others of the law")))
-        )
+        ours |= distance(scorer, texts, feature_texts(scorer, _others_of_the_law(row["num"], seed)))
     return ours
 
 
