@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flowlm.data.loader import Loader
+from flowlm.data.loader import Loader, permuted
 
 SIZES = [(10, 3), (12, 4), (7, 1), (5, 12), (1, 4), (6, 6)]  # rows, batch
 
 
 def _tokens(num: int, length: int = 4) -> np.ndarray:
     return np.arange(num * length, dtype=np.uint16).reshape(num, length)
+
+
+def _chi_squared(counts: np.ndarray) -> float:
+    """Against equal shares."""
+    return float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
 
 
 @pytest.mark.parametrize(("num", "batch"), SIZES)
@@ -43,7 +50,7 @@ def test_seeds_and_epochs_differ() -> None:
 
 
 def test_the_order_is_the_same_on_every_machine() -> None:
-    assert Loader(_tokens(8), 8, seed=0).rows(0).tolist() == [3, 1, 7, 6, 4, 5, 2, 0]
+    assert Loader(_tokens(8), 8, seed=0).rows(0).tolist() == [1, 2, 0, 5, 7, 6, 3, 4]
 
 
 def test_a_batch_runs_on_over_the_end_of_an_epoch() -> None:
@@ -78,9 +85,44 @@ def test_a_batch_is_a_copy() -> None:
 
 
 def test_late_steps_cost_nothing() -> None:
-    loader = Loader(_tokens(10), 4, seed=0)
-    assert len(loader.rows(10**9)) == 4
-    assert len(loader._orders) <= 2
+    assert len(Loader(_tokens(10), 4, seed=0).rows(10**9)) == 4
+
+
+def test_memory_is_that_of_a_batch() -> None:
+    """Of a corpus a thousand times larger too, whose order alone would take 800 MB."""
+    peaks = []
+    for num in (10**5, 10**8):
+        tokens = np.broadcast_to(np.zeros((1, 2), np.uint16), (num, 2))
+        tracemalloc.start()
+        rows = np.concatenate([Loader(tokens, 64, seed=1).rows(step) for step in (0, 1, num // 64 - 1)])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(set(rows.tolist())) == 3 * 64
+        assert rows.max() > 0.9 * num
+    assert peaks[1] < 1.5 * peaks[0] < 1e6
+
+
+@pytest.mark.parametrize("num", [1, 2, 3, 27, 1000, 65_537])
+def test_each_seed_permutes(num: int) -> None:
+    for seed in range(3):
+        assert sorted(permuted(np.arange(num), num, seed)) == list(range(num))
+
+
+def test_all_permutations_are_as_likely() -> None:
+    found = Counter(tuple(permuted(np.arange(4), 4, seed)) for seed in range(2400))
+    assert len(found) == 24
+    assert (
+        _chi_squared(np.array([*found.values()])) < 49.7
+    )  # of 23 degrees of freedom, one in a thousand is above
+
+
+def test_neighbours_do_not_stay_together() -> None:
+    """Over seeds, of a grid's row or of another, what comes next is anywhere."""
+    num = 100
+    steps = [np.diff(permuted(np.arange(num), num, seed)) % num for seed in range(400)]
+    counts = np.bincount(np.concatenate(steps), minlength=num)
+    assert counts[0] == 0
+    assert _chi_squared(counts[1:]) < 148.2  # one in a thousand, of 98
 
 
 def test_memory_maps(tmp_path: Path) -> None:

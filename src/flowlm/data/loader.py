@@ -5,6 +5,7 @@ So there is no state to save: a run that goes on asks for the step it has come t
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,48 @@ from flowlm.rng import key
 __all__ = ["Loader"]
 
 
+_ROUNDS = 24
+_LOW = np.uint64(32)
+
+
+def permuted(index: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
+    """What stands at places `index` of a permutation of 0 … n-1 that `seed` decides, without the permutation itself.
+
+    Places are pairs (a, b) of a grid of at least n cells. Each round moves one of the two, cyclically, by a number that
+    the other and the round decide, as in a Feistel network: so it can be undone. A cell from n on, of which there are
+    few, is permuted again until it is one of the n, which so are permuted among themselves (cycle walking; Black and
+    Rogaway, "Ciphers with arbitrary finite domains", 2002).
+
+    Args:
+        index: any shape, each in 0 … n-1.
+    """
+    width = math.isqrt(n - 1) + 1
+    sizes = (np.uint64(-(-n // width)), np.uint64(width))
+    # The raw stream of a bit generator never changes with numpy's version, shuffles may.
+    keys = np.random.Philox(seed).random_raw(_ROUNDS)
+    out = index.astype(np.uint64)
+    walking = np.ones(out.shape, bool)
+    while walking.any():
+        pair = [*np.divmod(out[walking], sizes[1])]
+        for number, own in enumerate(keys):
+            moved, other = number % 2, 1 - number % 2
+            pair[moved] = (pair[moved] + _mixed(pair[other] + own)) % sizes[moved]
+        out[walking] = pair[0] * sizes[1] + pair[1]
+        walking &= out >= n
+    return out.astype(np.int64)
+
+
+def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A hash of 64 bits, its upper 32: the finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x >> _LOW
+
+
 class Loader:
     """Rows of `tokens` (N, L) in seeded order; each epoch is a permutation, batches run on over its end.
+
+    Its memory is that of a batch: no order of all rows is kept.
 
     ValueError: tokens not 2-d or empty, batch < 1.
     """
@@ -31,16 +72,6 @@ class Loader:
         self.tokens = tokens
         self.size = batch
         self.seed = seed
-        self._orders: dict[int, NDArray[np.int64]] = {}
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._orders:
-            # the raw stream of a bit generator never changes with numpy's version, shuffles may
-            raw = np.random.Philox(key(self.seed, "epoch", epoch)).random_raw(len(self.tokens))
-            while len(self._orders) > 1:  # this epoch's order and the one before: a batch may need both
-                del self._orders[next(iter(self._orders))]
-            self._orders[epoch] = np.argsort(raw, kind="stable")
-        return self._orders[epoch]
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Row indices of the global batch at `step`, (batch,). No row comes twice within an epoch."""
@@ -50,8 +81,9 @@ class Loader:
         parts = []
         while at < end:
             epoch, first = divmod(at, n)
-            parts.append(self._order(epoch)[first : min(n, first + end - at)])
-            at += len(parts[-1])
+            places = np.arange(first, min(n, first + end - at))
+            parts.append(permuted(places, n, key(self.seed, "epoch", epoch)))
+            at += len(places)
         return np.concatenate(parts)
 
     def batch(self, step: int, start: int = 0, stop: int | None = None) -> Tensor:
