@@ -9,10 +9,12 @@ from typing import Any
 import huggingface_hub
 import huggingface_hub.constants
 import pytest
+import torch
 from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from flowlm import FlowLM
+from flowlm.card import export
 from flowlm.hub import fetch_file, located, push
 from helpers import command, fmlm, said
 
@@ -108,13 +110,11 @@ def test_nothing_of_another_model_stays_there(hub: Hub) -> None:
     push(fmlm(), "somebody/again")
     there = hub.folder / "somebody/again"
     assert (there / "ema.safetensors").exists()
-    (there / "README.md").write_text("mine")
-    (there / "LICENSE").write_text("mine too")
+    (there / "LICENSE").write_text("mine")
     model = FlowLM.from_pretrained(fmlm(), weights="model")
     model.push_to_hub("somebody/again")
     assert FlowLM.from_pretrained("hf://somebody/again").generate(2) == model.generate(2)
     assert not (there / "ema.safetensors").exists()
-    assert (there / "README.md").read_text() == "mine"
     assert (there / "LICENSE").exists()
 
 
@@ -123,6 +123,29 @@ def test_a_model_in_hand_is_pushed(hub: Hub) -> None:
     assert model.push_to_hub("somebody/again") == "https://hub/somebody/again"
     again = FlowLM.from_pretrained("hf://somebody/again")
     assert again.generate(2) == model.generate(2)
+
+
+def test_a_model_in_hand_has_its_card(hub: Hub, tmp_path: Path) -> None:
+    """Of how its run made it; of weights that no run holds, that this is not known."""
+    model = FlowLM.from_pretrained(fmlm())
+    model.push_to_hub("somebody/mine", licence="apache-2.0")
+    card = (hub.folder / "somebody/mine/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: flowlm\n")
+    assert "license: apache-2.0\n---\n\n# mine\n" in card
+    assert "flowlm distill " in card
+    assert "flowlm export" not in card
+    export(fmlm(), tmp_path / "out", title="Stories", licence="mit", dtype="int8")
+    FlowLM.from_pretrained(tmp_path / "out").push_to_hub("somebody/again", dtype="bfloat16")
+    card = (hub.folder / "somebody/again/README.md").read_text()
+    assert "license: mit\n" in card
+    assert "# Stories\n" in card
+    assert "flowlm distill " in card
+    with torch.no_grad():
+        model.embedding[0, 0] += 1.0
+    model.push_to_hub("somebody/mine")
+    card = (hub.folder / "somebody/mine/README.md").read_text()
+    assert "Not known: its weights are not those of a run" in card
+    assert "flowlm distill" not in card
 
 
 def test_what_is_no_model_is_not_pushed(hub: Hub, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 from flowlm import files
 from flowlm.evaluation.report import calls_text, markdown, numbered, views
 from flowlm.model import FlowLM, describe_data
-from flowlm.provenance import ABOUT, cost_of, made, read_about
+from flowlm.provenance import ABOUT, cost_of, made, read_about, sources_of
 from flowlm.trained_on import ROWS, corpus_of, save_rows
 
-__all__ = ["CARD", "export", "write_card"]
+__all__ = ["CARD", "export", "save_with_card", "write_card"]
 
 CARD = "README.md"
 
@@ -65,8 +65,45 @@ def export(
         save_rows(folder, corpus)
     if (run / "config.toml").exists():
         files.write_data(folder / "config.toml", (run / "config.toml").read_text(encoding="utf-8"))
+    command = _export_command(run, folder, dtype, title, licence, text)
+    _describe(model, folder, title or run.name, licence, dtype, runs, command)
+    return FlowLM.from_pretrained(folder)
+
+
+def save_with_card(model: FlowLM, folder: Path, name: str, *, dtype: str, licence: str = "") -> None:
+    """Write a model in hand into a new folder, with a card: how it was made, if it is what a run or an export holds,
+    weight for weight.
+
+    Args:
+        name: the card's title, unless an export gave it one.
+        dtype, licence: as in `export`.
+
+    Raises:
+        ValueError: another dtype, or the files that say how it was made are damaged.
+    """
+    model.save_pretrained(folder, dtype=dtype)
+    runs, title = [], ""
+    if model.source is not None and model.is_as_loaded():
+        source = model.source.parent
+        if (source / ABOUT).exists():
+            about = read_about(source)
+            title, licence = about["title"], licence or about["licence"]
+        runs = sources_of(str(source))
+    _describe(model, folder, title or name, licence, dtype, runs, "")
+
+
+def _describe(
+    model: FlowLM,
+    folder: Path,
+    title: str,
+    licence: str,
+    dtype: str,
+    runs: Sequence[Mapping[str, Any]],
+    command: str,
+) -> None:
+    """about.json of the model that was written there, and its card."""
     about = {
-        "title": title or run.name,
+        "title": title,
         "licence": licence,
         "parameters": sum(p.numel() for p in model.denoiser.parameters()),
         "dtype": dtype,
@@ -74,11 +111,10 @@ def export(
             p.stat().st_size for p in folder.iterdir() if p.is_file() and p.name not in (ABOUT, CARD, ROWS)
         ),
         "runs": runs,
-        "export": _export_command(run, folder, dtype, title, licence, text),
+        "export": command,
     }
     files.write_json(folder / ABOUT, about)
     write_card(folder)
-    return FlowLM.from_pretrained(folder)
 
 
 def _check_folder(folder: Path, force: bool) -> None:
@@ -116,7 +152,7 @@ def write_card(
 ) -> None:
     """The card of an exported model, README.md: with what was measured, where it was.
 
-    ValueError: the folder was not made by `export`.
+    ValueError: the folder was not made by `export` or `save_with_card`.
     """
     path = folder / ABOUT
     if not path.exists():
@@ -135,8 +171,11 @@ def write_card(
     )
     text.append(f"```sh\nflowlm generate FOLDER --num 5{_steps(model, about)}\n```")
     text.append("## Data\n\n" + _data_text(data, model))
-    commands = "\n".join([*(r["command"] for r in about["runs"]), about["export"]])
-    text.append(f"## How it was made\n\n```sh\n{commands}\n```\n\n{cost_of(about['runs'])}.")
+    if about["runs"]:
+        commands = "\n".join(filter(None, [*(r["command"] for r in about["runs"]), about["export"]]))
+        text.append(f"## How it was made\n\n```sh\n{commands}\n```\n\n{cost_of(about['runs'])}.")
+    else:
+        text.append("## How it was made\n\nNot known: its weights are not those of a run that is kept.")
     if rows:
         tables = "\n".join(markdown(view) for view in views(rows))
         text.append(f"## How good it is\n\n{tables}\nMeasured by `{command}`. {_reading(rows)}")

@@ -170,13 +170,27 @@ class FlowLM:
                 files.write_json(staged / DATA, self.data)
             write_model_config(staged, self.denoiser.config)
 
-    def push_to_hub(self, name: str, *, dtype: str = "float32", private: bool = False) -> str:
-        """Put the model on the Hugging Face hub; `flowlm export RUN --push NAME` puts a card beside it.
+    def is_as_loaded(self) -> bool:
+        """Whether its parameters are, number for number, those in the file that it was loaded from."""
+        if self.weights is None:
+            return False
+        assert self.source is not None
+        kept = self.family.network(self.denoiser.config)
+        load_weights(kept, self.source)
+        pairs = zip(self.denoiser.parameters(), kept.parameters(), strict=True)
+        return all(torch.equal(mine.detach().cpu(), theirs) for mine, theirs in pairs)
+
+    def push_to_hub(
+        self, name: str, *, dtype: str = "float32", private: bool = False, licence: str = ""
+    ) -> str:
+        """Put the model on the Hugging Face hub, with a card of what it is and how its run made it; as files of an
+        earlier model, an earlier card is replaced. (`flowlm evaluate FOLDER --card --push NAME` adds how good it is.)
 
         Args:
             name: USER/NAME; made when missing.
             dtype: of the stored weights, as in `save_pretrained`.
             private: of a repository that is made.
+            licence: for the card, such as apache-2.0; whose it is to give depends on the data.
 
         Returns:
             The address of what was pushed.
@@ -184,8 +198,10 @@ class FlowLM:
         Raises:
             ValueError: no leave to write, or no way to the hub.
         """
+        from flowlm.card import save_with_card  # which reads models
+
         with tempfile.TemporaryDirectory(prefix="flowlm-") as folder:
-            self.save_pretrained(folder, dtype=dtype)
+            save_with_card(self, Path(folder), name.rpartition("/")[2], dtype=dtype, licence=licence)
             return push(Path(folder), name, private=private)
 
     def generate_in_parts(
