@@ -34,6 +34,7 @@ __all__ = [
     "Verdict",
     "check_former",
     "judged",
+    "panels_of",
     "pivot",
     "qualities",
     "remarks",
@@ -275,15 +276,16 @@ def remarks(comparison: Comparison, rows: Sequence[Row], rates: Mapping[str, flo
 
 
 def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row]) -> list[list[Panel]]:
-    """A row of pictures for each budget and quality: against network calls, seconds for one passage, and entropy."""
+    """A row of pictures for each budget and quality."""
     return [
-        _panels(rows, references, budget, key)
+        panels_of(rows, references, budget, key)
         for budget in comparison.config.budgets
         for key in qualities(rows)
     ]
 
 
-def _panels(rows: Sequence[Row], references: Sequence[Row], budget: float, key: str) -> list[Panel]:
+def panels_of(rows: Sequence[Row], references: Sequence[Row], budget: float, key: str) -> list[Panel]:
+    """Pictures of one quality at one budget: against network calls, seconds for one passage, and entropy."""
     share, name = key == VALID, NAMES[key]
     # the law, or held-out text
     level = next(

@@ -313,7 +313,9 @@ class Runner:
             if own:
                 # First of all: without it nothing that a student writes is judged.
                 judge = self.comparison.entry(compare.scorer)
-                self.rate(judge, whole.part(done, searches[entries.index(judge)]))
+                place = entries.index(judge)
+                self.rate(judge, whole.part(done, searches[place]))
+                done, searches[place] = done + searches[place], 0.0
                 self.scorer(whole.part(done, scorer))
                 done += scorer
             for entry, size in zip(entries, searches, strict=True):
