@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flowlm.device import wide
+from flowlm.device import wide, widened
 
 
 def correct_decoding_probability(
@@ -90,6 +91,14 @@ class UniformClock(Clock):
         return torch.ones_like(t)
 
 
+def _taken(module: nn.Module, fn: Any) -> nn.Module:
+    """For `nn.Module._apply`: tables keep their precision when a model is cast to a lower one; their device changes."""
+    for name, table in module.named_buffers(recurse=False):
+        device = fn(torch.empty(0, device=table.device)).device
+        setattr(module, name, table.to(device, wide(device)))
+    return module
+
+
 class _MonotoneCurve(nn.Module):
     """A monotone C¹ cubic through (x_i, y_i) with slopes m_i on [0, 1] -> [0, 1], and its exact inverse.
 
@@ -113,11 +122,7 @@ class _MonotoneCurve(nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
-        # Tables keep their precision when a model is cast to a lower one: only the device may change.
-        device = fn(torch.empty(0, device=self.x.device)).device
-        for name in ("x", "y", "m"):
-            setattr(self, name, getattr(self, name).to(device, wide(device)))
-        return self
+        return _taken(self, fn)
 
     def _cubic(self, i: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """Value and slope at the fraction u of interval i."""
@@ -236,12 +241,17 @@ class AdaptiveClock(Clock):
         self.register_buffer("total", torch.zeros(bins, dtype=torch.float64))
         self.register_buffer("count", torch.zeros(bins, dtype=torch.float64))
 
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        if recurse:
+            self.base._apply(fn)
+        return _taken(self, fn)
+
     @torch.no_grad()
     def observe(self, t: Tensor, loss: Tensor) -> None:
         """Record losses (B,) seen at flow times t (B,)."""
-        index = (self.base.tau(t.double()) * self.bins).long().clamp(0, self.bins - 1).flatten()
-        self.total.index_add_(0, index, loss.double().flatten())
-        self.count.index_add_(0, index, torch.ones_like(index, dtype=torch.float64))
+        index = (self.base.tau(widened(t)) * self.bins).long().clamp(0, self.bins - 1).flatten()
+        self.total.index_add_(0, index, loss.to(self.total.dtype).flatten())
+        self.count.index_add_(0, index, torch.ones_like(index, dtype=self.count.dtype))
 
     @torch.no_grad()
     def refit(self) -> None:

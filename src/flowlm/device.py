@@ -89,13 +89,25 @@ def resolve_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"no fast bfloat16 on this {device.type} device"
 
 
+#: Kinds of devices that refuse any float64.
+NARROW = {"mps"}
+
+
 def wide(device: torch.device) -> torch.dtype:
-    """The dtype for times and exact draws: float64, or float32 on MPS, which has no other."""
-    return torch.float32 if device.type == "mps" else torch.float64
+    """The dtype for times and exact draws: float64, or float32 where there is no other."""
+    return torch.float32 if device.type in NARROW else torch.float64
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """In the widest dtype of where it is."""
+    return tensor.to(wide(tensor.device))
 
 
 def moved(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of the CPU on a device. Unlike a copy from ordinary memory it does not wait for what a GPU has to do."""
+    """A tensor of the CPU on a device; float64 becomes what is widest there. Unlike a copy from ordinary memory it does
+    not wait for what a GPU has to do."""
+    if dtype is None and tensor.dtype == torch.float64:
+        dtype = wide(device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, dtype, non_blocking=True)
     return tensor.to(device, dtype)

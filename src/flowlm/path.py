@@ -14,7 +14,7 @@ import copy
 import torch
 from torch import Tensor
 
-from flowlm.device import wide
+from flowlm.device import wide, widened
 
 
 def times_like(t: Tensor | float, y: Tensor) -> Tensor:
@@ -117,10 +117,12 @@ class CoupledLowRankNoise:
             shared = self._solve @ second  # K
             with torch.no_grad():
                 residual = second.detach().float() - self._first @ shared.detach()
-                values, vectors = torch.linalg.eigh((residual.T @ residual).double())
+                values, vectors = torch.linalg.eigh(widened(residual.T @ residual))
                 # Eigenvalues below rounding are directions in which the two embeddings agree.
-                keep = values > 1e-10 * second.detach().double().square().sum().clamp_min(1e-30)
-                inverse_root = torch.where(keep, values.clamp_min(1e-300).rsqrt(), 0.0)
+                scale = widened(second.detach()).square().sum()
+                tiny = torch.finfo(values.dtype).tiny
+                keep = values > (1e-10 * scale).clamp_min(tiny)
+                inverse_root = torch.where(keep, values.clamp_min(tiny).rsqrt(), 0.0)
                 # r = ξ₂ S^½ · S⁺ AᵀA, with S^½ S⁺ = S^{-½} folded into one factor.
                 half = (inverse_root[:, None] * vectors.T).float()
             self.second_factor = self.first_factor @ shared

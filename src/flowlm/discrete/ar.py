@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowlm.backbone import KVCache
 from flowlm.categorical import categorical
+from flowlm.device import widened
 from flowlm.discrete.base import Discrete, DiscreteObjective
 from flowlm.discrete.network import TokenNetwork
 from flowlm.families import TEMPERATURES, Ask, Objective
@@ -36,11 +37,12 @@ def losses(network: TokenNetwork, tokens: Tensor) -> Tensor:
 
 
 def narrowed(log_probs: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Weights (..., V) of a draw, float64: at a temperature, among the k likeliest, or the fewest that weigh p.
+    """Weights (..., V) of a draw, in the widest dtype of its device: at a temperature, among the k likeliest, or the
+    fewest that weigh p.
 
     Ties at the border of the k likeliest are kept; of top-p at least the likeliest one is.
     """
-    weights = (log_probs.double() / temperature).softmax(-1)
+    weights = (widened(log_probs) / temperature).softmax(-1)
     if 0 < top_k < weights.shape[-1]:
         least = weights.topk(top_k, -1).values[..., -1:]
         weights = torch.where(weights >= least, weights, 0.0)

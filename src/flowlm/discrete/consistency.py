@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowlm.clock import Clock, DecodingErrorClock
+from flowlm.device import widened
 from flowlm.discrete import duo
 from flowlm.discrete.base import SCHEDULE
 from flowlm.discrete.distil import Rounds, RoundsObjective, check_rounds, divergence
@@ -46,7 +47,7 @@ class DCDObjective(RoundsObjective):
         self.clock = clock.to(rounds.teacher.embedding.device)
 
     def _of(self, net: TokenNetwork, tokens: Tensor, noise: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        later = draws["t"].double()
+        later = widened(draws["t"])
         pair = [
             self._low + (self._high - self._low) * t
             for t in (later, (later - self.rounds.width).clamp_min(0.0))

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from flowlm.denoiser import DenoiserConfig
-from flowlm.device import wide
+from flowlm.device import wide, widened
 from flowlm.discrete import duo, mdlm
 from flowlm.discrete.base import SCHEDULE, Discrete, DiscreteObjective
 from flowlm.discrete.network import TokenNetwork
@@ -340,7 +340,7 @@ class Di4CObjective(DiscreteObjective):
             self.process,
             self.config,
             tokens,
-            draws["t"].double(),
+            widened(draws["t"]),
             noise,
         )
 

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowlm.categorical import categorical
 from flowlm.clock import Clock, DecodingErrorClock
-from flowlm.device import wide
+from flowlm.device import wide, widened
 from flowlm.discrete.base import SCHEDULE, SWEEP, Discrete, DiscreteObjective, check_rule
 from flowlm.discrete.gaussian import (
     argmax_tokens,
@@ -223,10 +223,10 @@ class DuoObjective(DiscreteObjective):
             return losses(net, tokens, t, noise, v, SCHEDULE)
         share = torch.ones_like(t)
         if self.config.levels is None:
-            g = level_of(SCHEDULE.alpha(t.double()), self.clock)
+            g = level_of(SCHEDULE.alpha(widened(t)), self.clock)
         else:
             low, high = self.config.levels
-            g = low + (high - low) * t.double()
+            g = low + (high - low) * widened(t)
             t = time_of(kept(g, self.clock), SCHEDULE).to(t.dtype)
             # dt of the bound's integral for even draws of g.
             share = (slope(g, self.clock).abs() * (high - low) / (1 - SCHEDULE.eps)).to(t.dtype)

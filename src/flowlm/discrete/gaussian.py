@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from flowlm.clock import Clock
+from flowlm.device import widened
 from flowlm.discrete.schedule import LogLinear
 from flowlm.posterior import mean_state
 from flowlm.rng import normal_rows
 
 
 def gaussian(g: Tensor) -> tuple[Tensor, Tensor]:
-    """(α̃, σ̃) of g, float64."""
-    g = g.double()
+    """(α̃, σ̃) of g, in the widest dtype of its device."""
+    g = widened(g)
     return torch.sigmoid(-g).sqrt(), torch.sigmoid(g).sqrt()
 
 
@@ -41,8 +42,8 @@ def slope(g: Tensor, clock: Clock) -> Tensor:
 
 
 def level_of(alpha: Tensor, clock: Clock) -> Tensor:
-    """g with `kept(g)` = alpha, float64."""
-    t = clock.time(alpha.double()).clamp(1e-12, 1 - 1e-12)
+    """g with `kept(g)` = alpha, in the widest dtype of its device."""
+    t = clock.time(widened(alpha)).clamp(1e-12, 1 - 1e-12)
     return 2 * ((1 - t).log() - t.log())
 
 

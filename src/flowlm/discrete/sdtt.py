@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from flowlm.device import widened
 from flowlm.discrete import mdlm
 from flowlm.discrete.base import SCHEDULE
 from flowlm.discrete.distil import Rounds, RoundsObjective, check_rounds, divergence
@@ -79,7 +80,7 @@ class SDTTObjective(RoundsObjective):
             lambda x, t: net(x),
             lambda x, t: self.rounds.teacher(x),
             tokens,
-            draws["t"].double(),
+            widened(draws["t"]),
             noise,
             self.rounds.width,
             net.config.vocab_size,

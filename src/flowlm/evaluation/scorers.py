@@ -149,7 +149,7 @@ class ARScorer:
 
         rows, counts, cut = self._rows(texts)
         with precision(self._device, self._dtype):
-            losses = ar.losses(self._model.denoiser, rows).double().cpu()
+            losses = ar.losses(self._model.denoiser, rows).cpu().double()
         judged = torch.arange(rows.shape[1]) < counts[:, None]
         return Scores(tuple((losses * judged).sum(1).tolist()), tuple(counts.tolist()), cut)
 
@@ -263,7 +263,7 @@ class HFScorer:
         logits: Tensor = self._read(rows, counts).logits
         losses = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), rows[:, 1:], reduction="none")
         kept = torch.arange(rows.shape[1] - 1) < judged[:, None]
-        return (losses.double().cpu() * kept).sum(1)
+        return (losses.cpu().double() * kept).sum(1)
 
     @torch.no_grad()
     def features(self, texts: Sequence[str]) -> NDArray[np.float64]:
