@@ -15,7 +15,15 @@ import torch
 
 from flowlm import correction
 from flowlm.config import RunConfig, dotted, from_dict, load_recipe, merge, nested, to_dict
-from flowlm.cost import _memory_of, cost_of, described, here, lines, models_of
+from flowlm.cost import (
+    _memory_of,
+    cost_of,
+    described,
+    here,
+    largest_micro_batch,
+    lines,
+    models_of,
+)
 from flowlm.data.corpora import DataConfig
 from flowlm.denoiser import DenoiserConfig
 from flowlm.families import family_of
@@ -255,6 +263,24 @@ def test_whether_it_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, said in ((needed + 1, "it fits"), (needed - 10_000_000, "it does not fit, by 10 MB")):
         monkeypatch.setattr("flowlm.cost._memory_of", lambda device, there=there: there)
         assert here(config)[1].endswith(said)
+        assert ("the whole batch" in here(config)[2]) == (said == "it fits")
+
+
+def test_the_most_that_fits_fits_and_twice_as_much_does_not() -> None:
+    config = load_recipe("lm1b-flm")
+    asked = (torch.bfloat16, "cuda")
+
+    def needed(rows: int) -> int:
+        train = dataclasses.replace(config.train, micro_batch=rows)
+        return cost_of(dataclasses.replace(config, train=train), *asked).memory.total
+
+    assert largest_micro_batch(config, needed(16), *asked) == 8  # not even a byte must be left over
+    assert largest_micro_batch(config, needed(16) + 1, *asked) == 16
+    assert largest_micro_batch(config, needed(512) + 1, *asked) == config.train.batch == 512
+    assert largest_micro_batch(config, needed(1), *asked) == 0
+    odd = dataclasses.replace(config, train=dataclasses.replace(config.train, batch=48))
+    assert largest_micro_batch(odd, 10**15, *asked) == 48
+    assert largest_micro_batch(odd, needed(40), *asked) == 32
 
 
 def test_memory_is_what_a_container_has_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -530,8 +530,9 @@ def here(config: RunConfig) -> list[str]:
     device = resolve_device(config.train.device)
     dtype, _ = resolve_dtype(config.train.dtype, device)
     name = str(dtype).removeprefix("torch.")
-    cost = cost_of(config, dtype, "cuda" if device.type == "cuda" else "cpu")
-    needed, there = cost.memory.total, _memory_of(device)
+    kind = "cuda" if device.type == "cuda" else "cpu"
+    cost, there = cost_of(config, dtype, kind), _memory_of(device)
+    needed, most = cost.memory.total, largest_micro_batch(config, there, dtype, kind)
     where = "memory of its own" if device.type == "cuda" else "memory"
     fits = "it fits" if needed < there else f"it does not fit, by {_bytes(needed - there)}"
     rows = min(config.train.micro_batch or config.train.batch, config.train.batch)
@@ -540,8 +541,34 @@ def here(config: RunConfig) -> list[str]:
     return [
         f"here: {describe(device)}, {_bytes(there)} of {where}",
         f"  in {name}, with {rows} passages in a forward pass, it takes about {_bytes(needed)}: {fits}",
+        _most(most, config.train.batch),
         f"  an estimate: {taken}, at 40 % of the {speed / 1e9:,.0f} GFLOP/s that one product of matrices reaches",
     ]
+
+
+def _most(rows: int, batch: int) -> str:
+    if not rows:
+        return "  not even one passage fits: take a smaller network, or more memory"
+    return f"  the most that fit: {rows}" + (
+        ", the whole batch" if rows == batch else f", --train.micro-batch {rows}"
+    )
+
+
+def largest_micro_batch(config: RunConfig, there: int, dtype: torch.dtype, device: str) -> int:
+    """Passages in a forward pass with which a run takes no more than so much memory: the whole batch, or else the
+    largest power of two; 0 where not even one fits.
+
+    Args:
+        there: bytes.
+        dtype, device: as in `cost_of`.
+    """
+    batch = config.train.batch
+    rows = [batch, *(2**k for k in reversed(range(batch.bit_length())) if 2**k < batch)]
+    for micro_batch in rows:
+        train = dataclasses.replace(config.train, micro_batch=micro_batch)
+        if cost_of(dataclasses.replace(config, train=train), dtype, device).memory.total < there:
+            return micro_batch
+    return 0
 
 
 def _power(count: float) -> str:
