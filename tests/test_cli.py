@@ -21,6 +21,7 @@ from flowlm.cli import main, parse_steps
 from flowlm.config import RunConfig, load_recipe
 from flowlm.data.grammar import Grammar
 from flowlm.evaluation.metrics import ROW
+from flowlm.evaluation.report import numbered
 from flowlm.evaluation.samples import read_samples
 from flowlm.model import FlowLM
 from helpers import (
@@ -448,8 +449,36 @@ def test_evaluate_writes_a_report(tmp_path: Path) -> None:
     for k in (1, 2):
         samples = read_samples(run / "samples" / f"nfe-{k:04d}-seed-0.jsonl")[1][:10]
         assert report["samples"][str(k)] == [record.text for record in samples]
-        assert f"1. {' '.join(samples[0].text.split())}\n" in text
+        assert numbered([record.text for record in samples]) in text
+    page = (folder / "report.html").read_text()
+    for part in (f"<h1>{run.name}</h1>", "In 2 network calls", "data:image/png;base64,", "perplexity"):
+        assert part in page
+    assert (folder / "quality.png").read_bytes().startswith(b"\x89PNG")
+    # another command's report is not written over
     assert command("evaluate", run / "samples" / "nfe-0001-seed-0.jsonl", "--report", folder) == 1
+
+
+def test_evaluate_writes_a_report_of_a_file(tmp_path: Path) -> None:
+    """Of whoever wrote it: with the text it is judged by, and what it says of itself."""
+    path, folder = tmp_path / "foreign.jsonl", tmp_path / "report"
+    path.write_text('{"text": "a cat saw a hen"}\n{"text": "a <b>cat</b> saw a fox"}\n')
+    assert command("evaluate", path, "--data.path", corpus(), "--report", folder) == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["file"], len(report["sha256"])) == ("foreign.jsonl", 64)
+    assert [row["model"] for row in report["rows"]][1:] == ["held-out", "5-gram"]
+    assert report["samples"] == {"0": ["a cat saw a hen", "a <b>cat</b> saw a fox"]}
+    page, card = (folder / "report.html").read_text(), (folder / "README.md").read_text()
+    assert "1. a cat saw a hen" in card
+    assert "a &lt;b&gt;cat" in page
+    assert report["sha256"][:12] in card
+    assert command("evaluate", path, "--data.path", corpus(), "--report", folder) == 0  # its own is replaced
+    ours = tmp_path / "ours"
+    assert (
+        command("generate", grammar_flm(), "--num", "3", "--steps", "2", "--out", tmp_path / "s.jsonl") == 0
+    )
+    assert command("evaluate", tmp_path / "s.jsonl", "--report", ours) == 0
+    assert list(json.loads((ours / "report.json").read_text())["samples"]) == ["2"]
+    assert "In 2 network calls" in (ours / "report.html").read_text()
 
 
 def test_evaluate_a_foreign_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -526,5 +555,5 @@ def test_options_of_samples_that_are_made_already(tmp_path: Path, capsys: pytest
     path = tmp_path / "three.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
     assert command("evaluate", path, "--gamma", "0.5", "--report", tmp_path / "r") == 1
-    assert "is scored as it is: --gamma, --report would change nothing" in said(capsys)
+    assert "is scored as it is: --gamma would change nothing" in said(capsys)
     assert not (tmp_path / "r").exists()

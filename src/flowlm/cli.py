@@ -538,15 +538,16 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
 
     from flowlm.card import write_card
     from flowlm.evaluation.report import table_text, views, write_json
+    from flowlm.evaluation.run_report import check_report, write_report
     from flowlm.evaluation.runs import (
-        check_report,
+        SHOWN,
         evaluate_file,
         evaluate_run,
         held_out_curve,
         law_reference,
         shown_samples,
-        write_report,
     )
+    from flowlm.evaluation.samples import read_samples
     from flowlm.evaluation.scorers import open_scorer
     from flowlm.files import check_output
     from flowlm.model import PACKAGED
@@ -565,13 +566,13 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
         held_out_curve(target)
     if options.json:
         check_output(Path(options.json), "--json", options.force)
-    if options.report and not target.is_file():
+    if options.report:
         check_report(Path(options.report), command, options.force)
-        if options.frontier and importlib.util.find_spec("matplotlib") is None:
-            raise ImportError('the report of a frontier has a plot: pip install "flowlm[plot]"')
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ImportError('a report has pictures: pip install "flowlm[plot]"')
     scorer = open_scorer(options.scorer, device=options.device) if options.scorer else None
     if target.is_file():
-        kept = {"json", "force", "scorer", "device", "data", "seed"}
+        kept = {"json", "force", "report", "scorer", "device", "data", "seed"}
         sampled = {f.name for f in dataclasses.fields(EvaluateOptions)} - kept
         set_ = [n for n in sorted(sampled) if getattr(options, n) != getattr(EvaluateOptions(), n)]
         if set_:
@@ -581,7 +582,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
                 "give the run's directory to make new samples"
             )
         rows = evaluate_file(target, text=options.data.path, scorer=scorer, seed=options.seed, say=_say)
-        samples = Path()
+        shown = {rows[0]["nfe"] or 0: [record.text for record in read_samples(target)[1][:SHOWN]]}
     else:
         steps = parse_steps(options.steps)
         # An installed package is not written into.
@@ -601,17 +602,17 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
             say=_say,
             **options.sampler,
         )
+        shown = shown_samples(rows, samples)
     if rows[0]["law"]:
         rows.append(law_reference(rows[0], options.seed, scorer))
     for view in views(rows):
         Console().print(table_text(view))
     if options.report:
-        write_report(
-            Path(options.report), target, rows, command, samples_folder=samples, device=options.device
-        )
+        report = Path(options.report)
+        write_report(report, target, rows, command, shown, seed=rows[0]["seed"] or 0, device=options.device)
         _say(f"report in {options.report}")
     if options.card:
-        write_card(target, rows, command, shown_samples(rows, samples))
+        write_card(target, rows, command, shown)
         _say(f"card in {target}")
     if options.push:
         from flowlm.hub import push
@@ -841,9 +842,8 @@ def _info(args: list[str]) -> int:
     from flowlm.card import CARD
     from flowlm.config import RunConfig, dump_toml, load_recipe, read_run_config
     from flowlm.cost import described
-    from flowlm.evaluation.runs import describe_data
     from flowlm.families import family_of
-    from flowlm.model import PACKAGED, read_model_config
+    from flowlm.model import PACKAGED, describe_data, read_model_config
     from flowlm.training.checkpoint import RunDirectory
 
     if target.is_dir():

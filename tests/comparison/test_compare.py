@@ -257,14 +257,18 @@ def test_claims_are_judged_seed_by_seed() -> None:
     assert Verdict(claim, 1.0, VALID, pairs).held == 1
     assert Verdict(claim, 1.0, PLAIN, pairs).held == 1
     assert str(Verdict(claim, 1.0, VALID, pairs)) == (
-        "A in 1 network call above B in 8 network calls, by valid passages: holds for 1 of 3 seeds "
-        "(33.3 ± 15.3 % against 43.3 ± 15.3 %)"
+        "A in 1 network call above B in 8 network calls, by valid passages: holds for 1 of 3 seeds, 1 not decided, "
+        "as both are equal (33.3 ± 15.3 % against 43.3 ± 15.3 %)"
     )
     # of distances the smaller is the better
     assert str(Verdict(claim, 1.0, "pair_tv_even", pairs)) == (
         "A in 1 network call above B in 8 network calls, by distance of pairs, of 100 stories that can be read: holds "
-        "for 1 of 3 seeds (0.333 ± 0.153 against 0.433 ± 0.153)"
+        "for 1 of 3 seeds, 1 not decided, as both are equal (0.333 ± 0.153 against 0.433 ± 0.153)"
     )
+    # of equals nothing is claimed, as where neither writes a valid passage
+    equal = Verdict(claim, 1.0, VALID, {0: (0.0, 0.0), 1: (0.0, 0.1), 2: (0.2, 0.1)})
+    assert (equal.held, equal.tied) == (1, 1)
+    assert "holds for 1 of 3 seeds, 1 not decided, as both are equal (6.7" in str(equal)
     # who does not reach the entropy of the data has nothing to show; who is alone in reaching it has won nothing
     lone = Verdict(claim, 1.0, AT_ENTROPY, {0: (None, 5.0), 1: (4.0, None), 2: (4.0, 5.0)})
     assert (lone.held, lone.undecided) == (1, {"A": 0, "B": 1})
@@ -491,6 +495,10 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
         ({"models": {"SDTT": {"base": "FMLM"}}}, "models.SDTT.base = 'FMLM': FMLM is of the family 'flow'"),
         ({"models": {"FMLM": {"base": "FMLM"}}}, "models.FMLM.base = 'FMLM' comes back to 'FMLM' itself"),
         ({"models": {"SDTT": {"base": ""}}}, r"models\.SDTT: SDTT learns from a teacher"),
+        (
+            {"models": {"MDLM": {"data": {"num": 7}}}},
+            r"models\.FLM and models\.MDLM differ in data\.num",
+        ),
         ({"models": {"SDTT": {"model": {"length": 3}}}}, "a student is made like its teacher"),
         (
             {"models": {"FLM": {"train": {"steps": 3}}}},
@@ -601,7 +609,9 @@ def small(path: Path, over: dict[str, Any]) -> Path:
 
 
 def test_who_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
-    over = {"models.Wild": {"objective": "flow", "optim": {"lr": 1e30}}, "compare.rates": [1.0]}
+    # with two samplers, of which its run with the search's seed would tell which is the better one
+    wild = {"objective": "flow", "optim": {"lr": 1e30}, "samplers": [{}, {"temperature": 0.8}]}
+    over: dict[str, Any] = {"models.Wild": wild, "compare.rates": [1.0]}
     over |= {"compare.seeds": [0], "compare.budgets": [0.0008], "claims": []}
     recipe, out = written(tmp_path / "a.toml", over), tmp_path / "out"
     assert command("compare", recipe, "--out", out) == 0
@@ -612,6 +622,9 @@ def test_who_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     page = (out / "README.md").read_text()
     assert "Wild at 0.0008 TFLOP, seed 0, diverged: the loss became" in page
     before = report_of(out)
+    (chosen,) = (one for one in before["settings"]["chosen"]["samplers"] if one["model"] == "Wild")
+    assert "the loss became" in chosen["diverged"]
+    assert chosen["calls"] == {"1": {"sampler": 0}, "2": {"sampler": 0}}
     assert command("compare", recipe, "--out", out) == 0
     assert report_of(out) == before
 

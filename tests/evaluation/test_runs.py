@@ -13,7 +13,8 @@ import torch
 
 from flowlm.discrete import ar
 from flowlm.evaluation.report import numbered
-from flowlm.evaluation.runs import evaluate_run, held_out_curve, write_report
+from flowlm.evaluation.run_report import write_report
+from flowlm.evaluation.runs import evaluate_run, held_out_curve, shown_samples
 from flowlm.model import FlowLM
 from flowlm.trained_on import corpus_of
 from helpers import flm, map_settings, settings, trained
@@ -23,7 +24,8 @@ def test_a_report_says_how_it_was_made(tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(flm(), run)
     rows = evaluate_run(run, [1, 2], 12, seed=3, device="cpu", dtype="float32")
-    write_report(tmp_path / "report", run, rows, "flowlm evaluate run --seed 3", shown=4)
+    shown = shown_samples(rows, run / "samples", 4)
+    write_report(tmp_path / "report", run, rows, "flowlm evaluate run --seed 3", shown, seed=3)
     report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
     assert report["command"] == "flowlm evaluate run --seed 3"
     assert report["seed"] == 3
@@ -51,7 +53,8 @@ def test_the_losses_of_a_flow_map_are_told_apart(tmp_path: Path) -> None:
         changes = {"train.eval_every": 4, "flow_map.diagonal_target": target}
         run = trained(tmp_path / target, map_settings(flm(), changes))
         rows = evaluate_run(run, [1], 4, device="cpu", dtype="float32")
-        write_report(tmp_path / "report", run, rows, "flowlm evaluate run", shown=1)
+        shown = shown_samples(rows, run / "samples", 1)
+        write_report(tmp_path / "report", run, rows, "flowlm evaluate run", shown)
         report = json.loads((tmp_path / "report" / "report.json").read_text(encoding="utf-8"))
         text = (tmp_path / "report" / "README.md").read_text(encoding="utf-8")
         assert [step for step, _ in report["held_out_diagonal"]] == [step for step, _ in report["held_out"]]

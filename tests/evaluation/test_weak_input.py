@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from flowlm.evaluation import runs
-from flowlm.evaluation.runs import check_report, evaluate_run, score_file
+from flowlm.evaluation.run_report import check_report
+from flowlm.evaluation.runs import evaluate_run, score_file
 from flowlm.evaluation.samples import Header, Record, write_samples
 from flowlm.evaluation.scorers import ARScorer
 from helpers import LINES, command, flm, grammar_flm, said, settings, trained

@@ -194,6 +194,8 @@ class Verdict:
         self.claim, self.budget, self.key, self.pairs = claim, budget, key, dict(pairs)
         both = [(a, b) for a, b in pairs.values() if a is not None and b is not None]
         self.held = sum((a > b) if key == VALID else (a < b) for a, b in both)
+        self.tied = sum(a == b for a, b in both)
+        """Seeds in which nothing is decided because both are equal, as where neither writes a valid passage."""
         unknown = self.key in DISTANCES
         self.undecided = {
             claim.better: sum(a is None and unknown for a, _ in pairs.values()),
@@ -203,18 +205,28 @@ class Verdict:
         or one of them could not be judged."""
 
     def __str__(self) -> str:
-        claim = self.claim
-        what = f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
         why = "does not reach it" if self.key in TURNED else "could not be judged"
         apart = "".join(
             f", {count} not decided, as {model} {why}" for model, count in self.undecided.items() if count
         )
+        apart += f", {self.tied} not decided, as both are equal" * bool(self.tied)
+        return (
+            f"{self.what}, by {NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} "
+            f"({self.against})"
+        )
+
+    @property
+    def what(self) -> str:
+        """The claim in words."""
+        claim = self.claim
+        return f"{claim.better} in {calls_text(claim.at)} above {claim.than} in {calls_text(claim.than_at)}"
+
+    @property
+    def against(self) -> str:
+        """Mean ± deviation of the one, and of the other."""
         sides = [[pair[i] for pair in self.pairs.values()] for i in (0, 1)]
         one, other = (_shown(self.key, side) + " %" * (self.key == VALID) for side in sides)
-        return (
-            f"{what}, by {NAMES[self.key]}: holds for {self.held} of {len(self.pairs)} seeds{apart} ({one} against "
-            f"{other})"
-        )
+        return f"{one} against {other}"
 
 
 NAMES = {
@@ -286,7 +298,7 @@ def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row
 
 def panels_of(rows: Sequence[Row], references: Sequence[Row], budget: float, key: str) -> list[Panel]:
     """Pictures of one quality at one budget: against network calls, seconds for one passage, and entropy."""
-    share, name = key == VALID, NAMES[key]
+    share, name = key in SHARES, NAMES[key]
     # the law, or held-out text
     level = next(
         (
@@ -390,7 +402,16 @@ def report(runner: Runner, command: str) -> None:
                 for name, own in runner.samplers.items()
             },
             "claims": [
-                {"text": str(v), "budget": v.budget, "by": v.key, "held": v.held, "seeds": len(v.pairs)}
+                {
+                    "claim": v.what,
+                    "by": v.key,
+                    "budget": v.budget,
+                    "held": v.held,
+                    "tied": v.tied,
+                    "seeds": len(v.pairs),
+                    "against": v.against,
+                    "text": str(v),
+                }
                 for v in found
             ],
             "settings": runner.settings(),
@@ -406,8 +427,10 @@ def report(runner: Runner, command: str) -> None:
         + ", ".join(f"{rate:g} ({name})" for name, rate in rates.items())
         + f", chosen with seed {compare.search_seed} at {min(compare.budgets):g} TFLOP, as each sampler at each number "
         f"of calls, of as many as its recipe lists, by {compare.search_num or compare.num} passages"
-        + ", and the one knob that is turned towards the entropy of the data" * bool(compare.frontier)
-        + f". Of a student's budget {100 * compare.share:.0f} % went to its teacher. Text: {sources}."
+        + ", and the one knob that is turned towards the entropy of the data"
+        * bool(compare.frontier)
+        + f". Of a student's budget {100 * compare.share:.0f} % went to its teacher, and so on with that one's own. "
+        f"Text: {sources}."
     )
     shown = "Quality against network calls, milliseconds for one passage, and entropy; bands over seeds."
     lines = [f"# {comparison.title}", about, f"![{shown}]({PICTURE})", shown]

@@ -441,16 +441,19 @@ class Runner:
         self._chosen_by["samplers"].add(path)
         if not path.exists():
             training, judging = part.split(1 - _JUDGING) if part else (None, None)
-            files.write_json(
-                path,
-                {
-                    "model": entry.name,
-                    "samplers": entry.samplers,
-                    "seed": compare.search_seed,
-                    "commit": self.commit,
-                    "calls": self._choices(job, self.train(job, training), calls, judging),
-                },
-            )
+            found = {
+                "model": entry.name,
+                "samplers": entry.samplers,
+                "seed": compare.search_seed,
+                "commit": self.commit,
+            }
+            try:
+                found["calls"] = self._choices(job, self.train(job, training), calls, judging)
+            except DivergedError as error:
+                # Other seeds may not; they are asked for passages in the first way, and no knob is turned.
+                self._tell(part, f"{entry.name}, seed {compare.search_seed}, diverged: {error}")
+                found |= {"calls": {str(k): {"sampler": 0} for k in calls}, "diverged": str(error)}
+            files.write_json(path, found)
         kept = json.loads(path.read_text(encoding="utf-8"))["calls"]
         self.samplers[entry.name] = {
             int(k): Choice(own["sampler"], own.get("knob", "")) for k, own in kept.items()

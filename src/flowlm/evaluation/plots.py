@@ -166,8 +166,8 @@ def plot_validity(
 
 
 def plot_frontier(rows: Sequence[Row], path_png: PathLike) -> None:
-    """Perplexity (logarithmic) against entropy: a colour for each row with a ``frontier``, a mark for each of its
-    knobs, the entropy of the data as a line, rows without network calls (held-out text, n-gram samples) as crosses
+    """Perplexity (logarithmic) against entropy: a colour and dash for each row with a ``frontier``, a mark for each of
+    its knobs, the entropy of the data as a line, rows without network calls (held-out text, n-gram samples) as crosses
     with their names.
 
     ValueError: no row has a frontier with a point; ImportError: matplotlib is missing.
@@ -182,13 +182,14 @@ def plot_frontier(rows: Sequence[Row], path_png: PathLike) -> None:
     axes.set_yscale("log")
     axes.axvline(swept[0]["frontier"]["entropy"], color=_FAINT, lw=1.2, ls="--", zorder=1)
     for i, row in enumerate(swept):
-        colour = _COLOURS[i % len(_COLOURS)]
+        style = _style(i) | {"marker": ""}
         name = f"{row['model']}, {row['nfe']} step{'s' * (row['nfe'] != 1)}"
         for knob, points in row["frontier"]["curves"].items():
             x = [point["entropy"] for point in points]
             y = [point["perplexity"] for point in points]
-            axes.plot(x, y, lw=1.6, ms=5, mec="white", mew=0.6, color=colour, marker=marks[knob], zorder=3)
-        axes.plot([], [], lw=2, color=colour, label=name)
+            mark = {"marker": marks[knob], "ms": 5, "mec": "white", "mew": 0.6}
+            axes.plot(x, y, lw=1.6, zorder=3, **style | mark)
+        axes.plot([], [], lw=2, label=name, **style)
     for knob in knobs:
         axes.plot([], [], ls="", color=_INK, marker=marks[knob], label=knob)
     axes.plot([], [], color=_FAINT, lw=1.2, ls="--", label="entropy of the data")

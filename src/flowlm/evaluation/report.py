@@ -208,14 +208,14 @@ def _layout(
 
     `narrow` saves columns: circumstances go to that line even if they differ, lesser numbers are left out.
     """
-    if columns is not None:
-        return list(columns), ""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     names = dict.fromkeys(row["scorer"] for row in rows if row.get("scorer") and row.get("perplexity"))
     if len(names) > 1:
         raise ValueError(
             f"perplexities under different scorers do not compare, and stand in no one table: {'; '.join(names)}"
         )
+    if columns is not None:
+        return list(columns), ""
     if "model" not in keys or "nfe" not in keys:  # not rows of an evaluation: all they have
         return keys, ""
     shown = [key for key in ROW if key != "intervals" and any(_known(row, key) for row in rows)]

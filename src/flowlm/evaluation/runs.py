@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import statistics
 import time
@@ -13,21 +12,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from flowlm import files
 from flowlm.config import read_run_config, read_toml
 from flowlm.data.corpora import DataConfig, load_corpus
 from flowlm.data.grammar import Grammar
 from flowlm.denoiser import DenoiserConfig
-from flowlm.device import describe, keep_freed_memory, resolve_device, resolve_dtype
+from flowlm.device import keep_freed_memory, resolve_dtype
 from flowlm.evaluation.diversity import entropies, self_bleu
 from flowlm.evaluation.frontier import Texts, best, passing_interval, settings
 from flowlm.evaluation.judge import TextJudge
 from flowlm.evaluation.metrics import law_row, merged, passage, samples_row, words
-from flowlm.evaluation.plots import plot_frontier
-from flowlm.evaluation.report import calls_text, markdown, numbered, views, write_json
 from flowlm.evaluation.samples import (
     DEFAULT_SAMPLER,
     Header,
@@ -38,19 +33,20 @@ from flowlm.evaluation.samples import (
 )
 from flowlm.evaluation.scorers import Scorer, distance, feature_texts, score_texts, scored
 from flowlm.families import Family, family
-from flowlm.model import FlowLM, describe_data
+from flowlm.model import FlowLM
 from flowlm.progress import Part, Progress
-from flowlm.provenance import cost_of, describe_run, made
+from flowlm.provenance import describe_run
 from flowlm.rng import key
 from flowlm.trained_on import corpus_of
 from flowlm.training.checkpoint import read_metrics
 
 FEW = 100
 """Samples below which it is said that they are few."""
+SHOWN = 10
+"""Samples of a row that are shown."""
 LONGEST = 1024
 """Words of a passage of a text that a sample file is judged by, at most."""
 Features = NDArray[np.float64]
-REPORT, CARD, PICTURE = "report.json", "README.md", "frontier.png"
 
 
 def write_run_samples(
@@ -585,111 +581,10 @@ def held_out_curve(run: Path, key: str = "held_out") -> list[tuple[int, float]]:
     return [(line["step"], line[key]) for line in read_metrics(path) if key in line]
 
 
-def _curves_said(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Held-out losses by step, and what each is."""
-    curve = held_out_curve(run)
-    if not curve:
-        return {}
-    config = read_run_config(run)
-    kind = family(config.objective)
-    unit = kind.unit(config)
-    if kind.held_out_ranks:
-        return {f"Held-out loss by step ({unit})": curve}
-    said = {
-        f"Held-out loss by step, of what it was trained by ({unit}; its targets move, so it ranks nothing)": curve
-    }
-    flow = held_out_curve(run, "held_out_diagonal")
-    if flow and config.flow_map.diagonal_target == "data":
-        said[f"Held-out loss by step, of its flow on the text alone, comparable with an FLM's ({unit})"] = (
-            flow
-        )
-    return said
-
-
-def shown_samples(rows: Sequence[Mapping[str, Any]], folder: Path, shown: int = 10) -> dict[int, list[str]]:
+def shown_samples(
+    rows: Sequence[Mapping[str, Any]], folder: Path, shown: int = SHOWN
+) -> dict[int, list[str]]:
     """The first samples of each row that a model wrote, by step count."""
     own = [row for row in rows if row["nfe"]]
     paths = {row["nfe"]: _sample_path(folder, row["nfe"], row["seed"], row["sampler"]) for row in own}
     return {k: [r.text for r in read_samples(path)[1][:shown]] for k, path in paths.items()}
-
-
-def check_report(folder: Path, command: str, force: bool = False) -> None:
-    """Refuse a folder for a report that holds something else than a former report of the same command.
-
-    ValueError: it does, and is not forced.
-    """
-    if force or not folder.exists():
-        return
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose a folder for the report with --report")
-    found = {path.name for path in folder.iterdir()}
-    former = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        former = json.loads((folder / REPORT).read_text(encoding="utf-8")).get("command")
-    if found and (former != command or found - {REPORT, CARD, PICTURE}):
-        what = f"the report of `{former}`" if former not in (None, command) else "files that are no report"
-        raise ValueError(
-            f"{folder} already holds {what}: choose another folder with --report, or write into it with --force"
-        )
-
-
-def write_report(
-    folder: Path,
-    run: Path,
-    rows: Sequence[dict[str, Any]],
-    command: str,
-    shown: int = 10,
-    samples_folder: Path | None = None,
-    device: str = "auto",
-) -> None:
-    """A folder that says how good a run is and how it was made: report.json and README.md, with samples at each step
-    count.
-
-    Args:
-        folder: made when missing; its files are replaced.
-        run: the run that `evaluate_run` measured.
-        rows: its rows.
-        command: what to type to get this again.
-        shown: samples per step count.
-        samples_folder: of the sample files; `run`/samples when None.
-        device: on which it was measured.
-    """
-    seed = rows[0]["seed"]
-    samples = shown_samples(rows, samples_folder or run / "samples", shown)
-    data, machine = describe_data(run), describe(resolve_device(device))
-    try:
-        runs = made(run)
-    except ValueError as error:
-        runs, how = [], f"How it was made is not known: {error}."
-    else:
-        commands = "\n".join(one["command"] for one in runs)
-        how = f"Made by\n\n```sh\n{commands}\n```\n\n{cost_of(runs)}."
-    report = {
-        "command": command,
-        "commit": current_commit(),
-        "machine": machine,
-        "torch": torch.__version__,
-        "seed": seed,
-        "runs": runs,
-        "data": data,
-        "held_out": held_out_curve(run),
-        "held_out_diagonal": held_out_curve(run, "held_out_diagonal"),
-        "rows": list(rows),
-        "samples": samples,
-    }
-    write_json(folder / REPORT, report)
-    text = [f"# {run.name}", f"`{command}`, commit {current_commit()}, seed {seed}, on {machine}.", how]
-    text += [markdown(view).rstrip() for view in views(rows)]
-    if any(row.get("frontier") for row in rows):
-        plot_frontier(rows, folder / PICTURE)
-        text.append(f"![Perplexity against entropy, a line for each knob of the sampler]({PICTURE})")
-    text.append("In brackets: 95 % intervals over the samples.")
-    text.append(
-        f"Data: {data.get('corpus')} sha256 {str(data.get('sha256') or data.get('law_sha256'))[:12]}, "
-        f"{data.get('train')} training rows, V = {data.get('vocab_size')}, L = {data.get('length')}."
-    )
-    for what, losses in _curves_said(run).items():
-        text.append(f"{what}: " + ", ".join(f"{step}: {loss:.4f}" for step, loss in losses) + ".")
-    for k, texts in samples.items():
-        text += [f"## {calls_text(k)}", numbered(texts)]
-    files.write_data(folder / CARD, "\n\n".join(text) + "\n")
