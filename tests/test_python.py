@@ -10,7 +10,7 @@ import pytest
 
 import flowlm
 from flowlm.training.loop import Trainer
-from helpers import command, corpus, flm, recipe, silent
+from helpers import command, corpus, flm, recipe, said, silent
 
 SMALL = {"train.steps": 3, "train.eval_every": 0, "train.batch": 4}
 
@@ -78,6 +78,16 @@ def test_a_recipe_is_named_and_paths_are_paths(tmp_path: Path) -> None:
     path = recipe(tmp_path / "tiny.toml", {"data.path": "nowhere.txt"})
     flowlm.train(path, tmp_path / "a", SMALL | {"data.path": corpus()}, say=silent)
     assert f'path = "{corpus()}"' in (tmp_path / "a" / "config.toml").read_text()
+
+
+def test_a_student_takes_its_teachers_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says so of anything that is asked of it, though it be what a model has by default."""
+    args = ("distill", "text-fmlm", "--teacher", flm(), "--out", tmp_path / "run")
+    assert command(*args, "--model.length", "64", "--model.clock=decoding-error") == 1
+    assert "made like its teacher: leave out --model.length, --model.clock" in said(capsys)
+    with pytest.raises(ValueError, match=r"leave out model\.length"):
+        flowlm.distill(flm(), tmp_path / "run", options={"model.length": 64})
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_options(tmp_path: Path) -> None:

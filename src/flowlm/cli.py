@@ -360,7 +360,7 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
     import tyro
 
     from flowlm.config import RunConfig, default_run_folder, dotted, from_dict, read_run_config, to_dict
-    from flowlm.runs import recipe_values
+    from flowlm.runs import recipe_values, refuse_model
     from flowlm.training.checkpoint import RunDirectory
     from flowlm.training.distributed import joined
     from flowlm.training.loop import MAY_CHANGE, Trainer, open_run
@@ -373,6 +373,8 @@ def _train_or_distill(args: list[str], command: str, objective: str) -> int:
         config = read_run_config(resumed)
     else:
         has_data = any(arg.startswith("--data.") for arg in args)
+        if command == "distill":
+            refuse_model([arg.split("=")[0] for arg in args if arg.startswith("--model.")])
         corpus = _peek(args, "--data.corpus")
         values = recipe_values(recipe, objective, _peek(args, "--teacher"), has_data=has_data, corpus=corpus)
         try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowlm.config import RunConfig, from_dict, merge, nested, read_toml, recipe_path, with_corpus
 from flowlm.model import FlowLM
 
-__all__ = ["distill", "recipe_values", "train"]
+__all__ = ["distill", "recipe_values", "refuse_model", "train"]
 
 
 def train(
@@ -58,6 +58,7 @@ def distill(
     Raises:
         ValueError, KeyboardInterrupt: as in `train`.
     """
+    refuse_model([name for name in options or {} if name.startswith("model.")])
     has_data = any(name.startswith("data.") for name in options or {})
     values = recipe_values(recipe, "flow-map", str(teacher), has_data=has_data)
     return _run(values | {"teacher": str(teacher)}, out, options, force, say)
@@ -84,6 +85,15 @@ def _run(
         if not trainer.train().finished:
             raise KeyboardInterrupt
     return FlowLM.from_pretrained(out)
+
+
+def refuse_model(asked: Sequence[str]) -> None:
+    """Refuse fields of a model that are asked of a student, be they what its teacher has or not.
+
+    ValueError: there are some.
+    """
+    if asked:
+        raise ValueError(f"a student is made like its teacher: leave out {', '.join(asked)}")
 
 
 def recipe_values(

@@ -236,11 +236,16 @@ class FlowMapConfig:
             )
         if not 0 < self.log_floor < 1:
             raise ValueError(
-                f"flow_map.log_floor must lie in (0, 1), got {self.log_floor}: at a flow map's diagonal the argument "
-                "is 1"
+                f"flow_map.log_floor must lie in (0, 1), got {self.log_floor}: a target gives a token at most "
+                "1/log_floor times what the network gives it, and at 1 none could gain"
             )
         if self.rollout_steps < 1:
             raise ValueError(f"flow_map.rollout_steps must be at least 1, got {self.rollout_steps}")
+        if self.target == "averaged" and self.identity == "correction":
+            raise ValueError(
+                "flow_map.target = 'averaged' means nothing for identity = 'correction', whose target is its "
+                "teacher's: use target = 'student'"
+            )
         if self.target == "averaged" and not self.freeze_embedding:
             raise ValueError(
                 "flow_map.target = 'averaged' needs freeze_embedding = true: the averaged network would read "
@@ -518,7 +523,7 @@ class FlowMapObjective(Objective):
             return super().remedy()
         lower = "lower --optim.lr and --optim.muon-lr"
         cfg = self.config
-        if cfg.identity == "psd" or cfg.loss == "squared-error" or cfg.psd_first >= 0.75:
+        if cfg.identity == "psd" or cfg.loss == "squared-error" or max(cfg.psd_first, cfg.flow_first) >= 0.75:
             return lower  # the semigroup cannot come first, or has
         return f"let the semigroup come first with --flow-map.psd-first 0.75, or {lower}"
 
