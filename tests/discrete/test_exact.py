@@ -460,6 +460,132 @@ def test_two_steps_in_one() -> None:
     assert kinds == {"carried over", "opened", "still masked"}
 
 
+STATES = torch.tensor(list(itertools.product(range(VOCAB + 1), repeat=LENGTH)))
+"""Every passage with every set of masks, in the order of their digits."""
+
+
+def number_of(x: Tensor) -> Tensor:
+    """The places of states x (B, L) among them."""
+    return (x * (VOCAB + 1) ** torch.arange(LENGTH).flip(0)).sum(-1)
+
+
+OUTCOMES = STATES
+"""What a teacher's step may do to a passage: at each position open it to a token, or leave the mask (digit MASK)."""
+POSTERIORS = masked_posterior(STATES)
+
+
+def two_steps(t: float, dt: float) -> tuple[Tensor, Tensor]:
+    """Of every state x of masks alone or some, and every outcome of the exact teacher's first step from it: its chance
+    (S, O), 0 where it is none of x, and the targets (S, O, L, V)."""
+    s = max(t - dt, 0.0)
+    opening = float(EXACT.opening(t, s))
+    masked = (STATES == MASK)[:, None]
+    opened = (OUTCOMES != MASK)[None]
+    drawn = torch.nn.functional.one_hot(OUTCOMES.clamp_max(VOCAB - 1), VOCAB).double()
+    each = torch.einsum("slk,olk->sol", POSTERIORS, drawn)
+    chance = torch.where(masked, torch.where(opened, opening * each, 1 - opening), (~opened).double()).prod(
+        -1
+    )
+    after = torch.where(masked & opened, OUTCOMES, STATES[:, None])
+    later = POSTERIORS[number_of(after)]
+    return chance, torch.where((masked & opened)[..., None], POSTERIORS[:, None], later)
+
+
+def sdtt_minimum(t: float, dt: float) -> Tensor:
+    """What SDTT's student tends to, of every state (S, L, V): KL(p ‖ T) over random targets T is least at p ∝
+    exp E log T, their normalised geometric mean."""
+    chance, targets = two_steps(t, dt)
+    return torch.einsum("so,solk->slk", chance, targets.clamp_min(1e-9).log()).softmax(-1)
+
+
+@pytest.mark.parametrize(("t", "dt"), [(1.0, 0.5), (0.8, 0.3), (0.6, 1e-3)])
+def test_sdtt_is_least_at_the_geometric_mean_of_two_steps(t: float, dt: float) -> None:
+    """By its own loss, over all that the exact teacher may do: no gradient there, and more beside it. For short steps
+    that is the exact posterior, for long ones another."""
+    chance, _ = two_steps(t, dt)
+    state, outcome = (chance > 0).nonzero().unbind(1)
+    x, o = STATES[state], OUTCOMES[outcome]
+    masked = x == MASK
+    cumulative = POSTERIORS[state].cumsum(-1)
+    token = o.clamp_max(VOCAB - 1)[..., None]
+    middle = (cumulative - POSTERIORS[state] / 2).gather(-1, token)[..., 0]
+    uniform = torch.stack([torch.where(masked, 0.0, 1.0).double(), (o == MASK).double(), middle])
+    weight = chance[state, outcome]
+    times = torch.full((len(x),), t, dtype=torch.float64)
+    teacher = network(lambda x, t: masked_posterior(x).clamp_min(1e-12))
+    start = sdtt_minimum(t, dt).log()
+    logits = start.clone().requires_grad_()
+
+    def loss(logits: Tensor) -> Tensor:
+        def student(_: Tensor, t: Tensor) -> Posterior:
+            return Posterior(logits[state], lambda hidden: hidden, EYE)
+
+        tokens = torch.where(masked, 0, x)
+        per_token = sdtt.losses(student, teacher, tokens, times, uniform, dt, MASK, EXACT)
+        return (weight[:, None] * per_token).sum()
+
+    value = loss(logits)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient.abs().max() < 1e-5
+    for seed in range(3):
+        noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert loss(start + 0.3 * noise) > value + 1e-3
+    apart = 0.5 * (start.exp() - POSTERIORS).abs().sum(-1)[STATES == MASK].max()
+    assert apart < 1e-3 if dt < 0.01 else apart > 0.01
+
+
+@pytest.mark.parametrize(("steps", "n"), [(1, 60_000), (1_000, 20_000)])
+def test_what_sdtt_tends_to_writes(steps: int, n: int) -> None:
+    """Each of its steps stands for two of the exact teacher: in one the product of its marginals at t = 1, which is not
+    the teacher's product, in many the law."""
+
+    def student(x: Tensor, t: Tensor) -> Tensor:
+        return sdtt_minimum(float(t[0]), 0.5 / steps)[number_of(x)]
+
+    tokens, _ = mdlm.sample(
+        network(student), (n, LENGTH), steps, lambda i: uniforms(2, n, LENGTH, seed=i), MASK, EXACT
+    )
+    marginals = sdtt_minimum(1.0, 0.5)[-1]
+    product = torch.einsum("plk,lk->pl", LANGUAGE.onehot, marginals).prod(-1)
+    law = product if steps == 1 else LANGUAGE.probs
+    assert abs(chi_squared(tokens, law)) < 4
+    if steps == 1:
+        assert chi_squared(tokens, FACTORISED) > 10
+        assert chi_squared(tokens, LANGUAGE.probs) > 50
+
+
+def test_duos_student_is_least_at_the_exact_posterior_for_short_steps() -> None:
+    """Both ends of a pair are then one state; the teacher of a longer one sees a state nearer to the data."""
+    clock, low, high = DecodingErrorClock(VOCAB), -3.0, 1.5
+    n = 4000
+    tokens = LANGUAGE.sample(n, torch.Generator().manual_seed(0))
+
+    def exact(x: Tensor, t: Tensor) -> Posterior:
+        return ExactPosterior(uniform_posterior(x, t, LogLinear()), EYE)
+
+    exact.embedding = EYE  # type: ignore[attr-defined]
+
+    def loss(width: float, beside: float) -> Tensor:
+        rounds: Any = SimpleNamespace(teacher=exact, width=width)
+        objective = consistency.DCDObjective(rounds, clock, (low, high))
+        draws = objective.draw(n, torch.Generator().manual_seed(3))
+        noise = objective.noise([(0, "noise", 0, i) for i in range(n)], LENGTH, torch.device("cpu"))
+
+        def student(x: Tensor, t: Tensor) -> Posterior:
+            logits = uniform_posterior(x, t, LogLinear()).log()
+            shift = torch.randn(
+                LENGTH, VOCAB, generator=torch.Generator().manual_seed(4), dtype=torch.float64
+            )
+            return Posterior(logits + beside * shift, lambda hidden: hidden, EYE)
+
+        student.config = SimpleNamespace(vocab_size=VOCAB)  # type: ignore[attr-defined]
+        return objective.losses(student, tokens, noise, draws)
+
+    assert loss(1e-9, 0.0).abs().max() < 1e-4
+    assert loss(1e-9, 0.3).mean() > 1e-2
+    assert loss(0.25, 0.0).mean() > 1e-2
+
+
 def test_the_argmax_of_a_gaussian_state_is_a_uniform_state() -> None:
     """With the chance α of the clock, and every other token alike."""
     vocab, n = 7, 200_000
