@@ -43,6 +43,7 @@ from flowlm.training.checkpoint import ORIGIN, Metrics, RunDirectory, save_batch
 from flowlm.training.distributed import ElsewhereError, Forward, Ranks, rank_lost
 from flowlm.training.ema import Ema
 from flowlm.training.optim import Optimizer
+from flowlm.training.start import instead, load_teacher, prepare_config
 from flowlm.weights import load_weights
 
 TAU_BINS = 8
@@ -100,78 +101,6 @@ def _spread(tokens: NDArray[Any], num: int) -> Tensor:
     return torch.from_numpy(rows.astype(np.int64))
 
 
-def _started(config: RunConfig) -> DenoiserConfig:
-    """The model that starts from the weights of `config.init`. ValueError: it cannot."""
-    kind, source = family(config.objective), read_model_config(Path(config.init))
-    kind.check_source(config, source, config.init)
-    return source if source.two_times else dataclasses.replace(source, **kind.fill(config))
-
-
-def prepare_config(config: RunConfig, tokenizer: Tokenizer | None) -> RunConfig:
-    """Fill in what only the data, the objective or the run it starts from know: vocabulary, family, second time."""
-    model, kind = config.model, family(config.objective)
-    if config.teacher:
-        teacher = read_model_config(Path(config.teacher))
-        kind.check_source(config, teacher, config.teacher)
-        student = dataclasses.replace(teacher, **kind.fill(config))
-        if model not in (DenoiserConfig(), student):
-            raise ValueError(
-                f"a student is made like its teacher {config.teacher}: leave out [model] and --model.* "
-                f"(asked for: {', '.join(_differences(model, student))})"
-            )
-        if config.init:
-            started = _started(config)
-            if started != student:
-                raise ValueError(
-                    f"{config.init}, whose weights the student is to start from, is made otherwise than its teacher "
-                    f"{config.teacher}: they differ in {', '.join(_differences(started, student)) or 'their tokens'}"
-                )
-        model = student
-    elif config.init:
-        model = _started(config)
-    elif tokenizer is not None:
-        if model.vocab_size not in (0, tokenizer.vocab_size):
-            raise ValueError(
-                f"model.vocab_size = {model.vocab_size}, but the data's tokenizer has {tokenizer.vocab_size} tokens: "
-                "leave it out, set data.vocab_size, or name with data.tokenizer the one that has so many"
-            )
-        # A run that is resumed is what its config.toml says, wherever it once started.
-        if not model.vocabulary:
-            data: dict[str, Any] = {
-                "vocab_size": tokenizer.vocab_size,
-                "vocabulary": tokenizer.vocabulary_sha256,
-            }
-            model = dataclasses.replace(model, **data, **kind.fill(config))
-    return dataclasses.replace(config, model=model)
-
-
-def _instead(asked: DenoiserConfig, model: DenoiserConfig) -> str:
-    """What of the model that was asked for is not so."""
-    differences = _differences(asked, model) if asked != DenoiserConfig() else []
-    return f", not the recipe's: {', '.join(differences)}" if differences else ""
-
-
-def _differences(model: DenoiserConfig, source: DenoiserConfig) -> list[str]:
-    """Choices of a model in which it differs from another, but for what data and objective fill in."""
-    model = dataclasses.replace(
-        model,
-        vocab_size=source.vocab_size,
-        vocabulary=source.vocabulary,
-        family=source.family,
-        two_times=source.two_times,
-        head_start=source.head_start,
-    )
-    return [
-        f"{prefix}.{name} = {getattr(mine, name)!r} (the run has {getattr(other, name)!r})"
-        for prefix, mine, other in (
-            ("model", model, source),
-            ("model.backbone", model.backbone, source.backbone),
-        )
-        for name in (field.name for field in dataclasses.fields(mine))
-        if name != "backbone" and getattr(mine, name) != getattr(other, name)
-    ]
-
-
 class Trainer:
     """A run: model, averaged weights, optimizer, data and objective, and the loop over them.
 
@@ -208,7 +137,7 @@ class Trainer:
                 "train.shard = true shares a model out among processes, and this is one: it is whole here; several are "
                 "started by torchrun"
             )
-        teacher = _load_teacher(config) if teacher is None else teacher
+        teacher = load_teacher(config) if teacher is None else teacher
         source = config.teacher or config.init
         length = prepare_config(config, None).model.length
         tokenizer = Tokenizer.load(Path(source)) if source else None
@@ -234,7 +163,7 @@ class Trainer:
             )
         self.ranks.check(config)
         if config.init:
-            say(f"model and weights are those of {config.init}{_instead(asked, config.model)}")
+            say(f"model and weights are those of {config.init}{instead(asked, config.model)}")
         self.loader = Loader(self.corpus.train, config.train.batch, config.train.seed)
         if len(self.corpus.train) < config.train.batch:
             say(
@@ -835,12 +764,6 @@ def open_run(
 
 def _quiet(message: str) -> None:
     """Where messages go that the first rank has said."""
-
-
-def _load_teacher(config: RunConfig) -> nn.Module | None:
-    if not config.teacher:
-        return None
-    return FlowLM.from_pretrained(config.teacher, weights="auto").denoiser.requires_grad_(False)
 
 
 @contextlib.contextmanager
