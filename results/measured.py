@@ -1,16 +1,31 @@
-"""Writes what was measured into the README and docs/objectives.md, from results/: python results/measured.py."""
+"""Writes what was measured into the documents and the demo, from results/: python results/measured.py."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flowlm.comparison.report import NAMES, SHARES, beside, pivot, qualities
-from flowlm.evaluation.report import markdown
+from flowlm.comparison.report import (
+    NAMES,
+    PARSED,
+    SHARES,
+    VALID,
+    beside,
+    panels_of,
+    pivot,
+    qualities,
+)
+from flowlm.evaluation.plots import plot_panels
+from flowlm.evaluation.report import markdown, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- measured:begin -->", "<!-- measured:end -->"
+#: The comparison of the families on the language with a known law, once it is there; what the demo shows of it; its
+#: picture there.
+FAMILIES = ROOT / "results" / "comparisons" / "grammar"
+COMPARED = ROOT / "src" / "flowlm" / "compared.json"
+PICTURE = FAMILIES / "families.png"
 #: What a table shows of a row.
 COLUMNS = ("model", "nfe", "num", "valid", "parsed", "entropy", "unique", "slot_tv", "pair_tv")
 
@@ -88,17 +103,90 @@ def ablation(name: str) -> str:
     return "\n\n".join(parts)
 
 
-#: What stands between the marks of a document.
-DOCUMENTS = {"README.md": demos, "docs/objectives.md": lambda: ablation("objectives")}
+def families_report() -> Report:
+    """What the comparison of the families found."""
+    found: Report = json.loads((FAMILIES / "report.json").read_text(encoding="utf-8"))
+    return found
 
 
-def insert(document: str, text: str) -> str:
-    """A document with its measured part replaced."""
-    before, rest = document.split(BEGIN)
-    return f"{before}{BEGIN}\n{text.strip()}\n{END}{rest.split(END)[1]}"
+def compared(report: Report) -> dict[str, Any]:
+    """What the demo shows of a comparison: of its largest budget, shares of stories by model and network calls."""
+    rows = report["rows"]
+    budget, seeds = max(row["budget"] for row in rows), sorted({row["seed"] for row in rows})
+    return {
+        "command": report["command"],
+        "about": f"commit {report['commit']}, on {report['machine']}, torch {report['torch']}: "
+        f"{budget:g} TFLOP of training each, those of a teacher included, seeds {', '.join(map(str, seeds))}, "
+        f"{rows[0]['num']:,} passages for each number of network calls, in {rows[0]['dtype']}",
+        "tables": [
+            {"caption": f"{NAMES[key].capitalize()}, %, by network calls", "rows": pivot(rows, budget, key)}
+            for key in (VALID, PARSED)
+        ],
+    }
+
+
+def families(report: Report) -> str:
+    """The README's part on a comparison: picture, circumstances, whether the claims hold, shares of stories."""
+    shown, largest = compared(report), max(row["budget"] for row in report["rows"])
+    place = FAMILIES.relative_to(ROOT).as_posix()
+    parts = [
+        f"![Shares of stories by family, against network calls, time and entropy]({place}/{PICTURE.name})",
+        f"`{shown['command']}`, {shown['about']}. [All of it]({place}/README.md).",
+        "In how many seeds each claim holds, and means ± deviations of both sides:\n\n"
+        + markdown(claims(report, largest)).rstrip(),
+    ]
+    for table in shown["tables"]:
+        parts.append(
+            f"{table['caption']}, mean ± deviation over seeds:\n\n{markdown(table['rows']).rstrip()}"
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+def claims(report: Report, budget: float) -> list[dict[str, Any]]:
+    """A row for each claim, a column for each quality that it was judged by."""
+    out: dict[str, dict[str, Any]] = {}
+    for found in report["claims"]:
+        if found["budget"] == budget:
+            tied = f", {found['tied']} equal" * bool(found["tied"])
+            cell = f"{found['held']} of {found['seeds']}{tied} ({found['against']})"
+            out.setdefault(found["claim"], {"claim": found["claim"]})[NAMES[found["by"]]] = cell
+    return list(out.values())
+
+
+def draw(report: Report) -> None:
+    """The picture of shares of stories at the largest budget."""
+    budget = max(row["budget"] for row in report["rows"])
+    plot_panels(
+        [panels_of(report["rows"], report["references"], budget, key) for key in (VALID, PARSED)], PICTURE
+    )
+
+
+#: What stands between the marks of a document, by their names.
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"demo": demos}
+    | ({"families": lambda: families(families_report())} if FAMILIES.exists() else {}),
+    "docs/objectives.md": {"objectives": lambda: ablation("objectives")},
+}
+
+
+def insert(document: str, name: str, text: str) -> str:
+    """A document with a measured part replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, rest = document.split(begin)
+    return f"{before}{begin}\n{text.strip()}\n{end}{rest.split(end)[1]}"
+
+
+def filled(name: str) -> str:
+    """A document with all its measured parts as they are now."""
+    document = (ROOT / name).read_text(encoding="utf-8")
+    for part, text in DOCUMENTS[name].items():
+        document = insert(document, part, text())
+    return document
 
 
 if __name__ == "__main__":
-    for name, text in DOCUMENTS.items():
-        path = ROOT / name
-        path.write_text(insert(path.read_text(encoding="utf-8"), text()), encoding="utf-8")
+    for name in DOCUMENTS:
+        (ROOT / name).write_text(filled(name), encoding="utf-8")
+    if FAMILIES.exists():
+        write_json(COMPARED, compared(families_report()))
+        draw(families_report())

@@ -49,8 +49,14 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MAP_STEPS", (1, 2))
 
 
-def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_demo(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("matplotlib")
+    compared = tmp_path / "compared.json"
+    tables = [{"caption": "Valid passages, %", "rows": [{"model": "AR", "1": "", "64": "94.9 ± 1.0"}]}]
+    compared.write_text(json.dumps({"command": "flowlm compare x", "about": "commit abc", "tables": tables}))
+    monkeypatch.setattr(demo, "COMPARED", compared)
     out = tmp_path / "demo"
     assert (
         command("demo", "--minutes", "1", "--num", "12", "--out", out, "--device", "cpu", "--seed", "3") == 0
@@ -81,6 +87,9 @@ def test_the_whole_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     for record in records[:10]:
         assert " ".join(record.text.split()) in shown
     assert "Ten stories, one network call each" in html
+    for part in ("families of models on this language", "flowlm compare x, commit abc", "Valid passages, %"):
+        assert part in html
+        assert part in text
     assert (out / "quality.png").read_bytes().startswith(b"\x89PNG")
     for name in ("flm", "fmlm"):
         assert RunDirectory(out / name).steps()

@@ -16,7 +16,7 @@ from huggingface_hub.utils import filter_repo_objects
 from flowlm import FlowLM
 from flowlm.card import export
 from flowlm.hub import fetch_file, located, push
-from helpers import command, fmlm, said
+from helpers import command, flm, fmlm, said
 
 
 class Hub:
@@ -140,6 +140,13 @@ def test_a_model_in_hand_has_its_card(hub: Hub, tmp_path: Path) -> None:
     assert "license: mit\n" in card
     assert "# Stories\n" in card
     assert "flowlm distill " in card
+    assert "held-out loss" in card
+    FlowLM.from_pretrained(flm(), weights="model").push_to_hub(
+        "somebody/raw"
+    )  # the loss is that of the average
+    card = (hub.folder / "somebody/raw/README.md").read_text()
+    assert "flowlm train " in card
+    assert "held-out loss" not in card
     with torch.no_grad():
         model.embedding[0, 0] += 1.0
     model.push_to_hub("somebody/mine")

@@ -84,6 +84,14 @@ def test_a_flow_map_works(narrow: None, tmp_path: Path, over: dict[str, Any]) ->
     _works(tmp_path, map_settings(flm(), over))
 
 
+def test_a_state_of_low_rank_works(narrow: None, tmp_path: Path) -> None:
+    """V > 2d: noise is drawn through factors of the embeddings, of a student's beside its teacher's."""
+    teacher = trained(tmp_path / "teacher", settings({"model.backbone.width": 8}))
+    with NoFloat64():
+        assert len(FlowLM.from_pretrained(teacher).generate(2, steps=3, seed=1)) == 2
+    _works(tmp_path, map_settings(teacher, {"flow_map.diagonal_target": "teacher"}))
+
+
 @pytest.mark.parametrize("over", [{"clock.kind": "adaptive"}, {"model.state": "embedding"}], ids=str)
 def test_a_flow_works(narrow: None, tmp_path: Path, over: dict[str, Any]) -> None:
     _works(tmp_path, settings(over))

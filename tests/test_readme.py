@@ -251,9 +251,11 @@ def test_facts_about_the_language() -> None:
 
 
 def test_the_measured_section_can_be_filled() -> None:
-    assert README.count("<!-- measured:begin -->") == README.count("<!-- measured:end -->") == 1
     section = README.index("## Measured")
-    assert section < README.index("<!-- measured:begin -->") < README.index("<!-- measured:end -->")
+    for name in _measured().DOCUMENTS["README.md"]:
+        begin, end = (f"<!-- {name}:{at} -->" for at in ("begin", "end"))
+        assert README.count(begin) == README.count(end) == 1
+        assert section < README.index(begin) < README.index(end)
 
 
 def test_extras_and_versions_that_are_named_exist() -> None:
@@ -275,9 +277,42 @@ def _measured() -> Any:
 def test_measured_figures_are_the_reports() -> None:
     script = _measured()
     assert "README.md" in script.DOCUMENTS
-    for name, text in script.DOCUMENTS.items():
-        document = (ROOT / name).read_text(encoding="utf-8")
-        assert script.insert(document, text()) == document, "run python results/measured.py"
+    for name in script.DOCUMENTS:
+        assert script.filled(name) == (ROOT / name).read_text(encoding="utf-8"), (
+            "run python results/measured.py"
+        )
+    assert script.COMPARED.exists() == script.FAMILIES.exists()
+    if script.FAMILIES.exists():
+        shown = json.loads(script.COMPARED.read_text(encoding="utf-8"))
+        assert shown == script.compared(script.families_report()), "run python results/measured.py"
+
+
+def test_what_the_demo_shows_of_a_comparison_is_of_its_largest_budget() -> None:
+    script = _measured()
+    row = {"model": "FMLM", "entry": "FMLM", "nfe": 1, "num": 10, "dtype": "float32", "parsed": 0.5}
+    rows = [
+        row | {"budget": budget, "seed": seed, "valid": valid}
+        for budget, seed, valid in [(1.0, 0, 0.1), (4.0, 0, 0.2), (4.0, 1, 0.4)]
+    ]
+    claims = [
+        {"claim": "A above B", "budget": budget, "by": by, "held": 1, "tied": 1, "seeds": 2, "against": text}
+        for budget, by, text in [
+            (1.0, "valid", "1 against 2"),
+            (4.0, "valid", "3 against 4"),
+            (4.0, "perplexity", "5"),
+        ]
+    ]
+    report = {"command": "flowlm compare c", "commit": "abc", "machine": "m", "torch": "2", "rows": rows}
+    shown = script.compared(report)
+    assert [table["rows"] for table in shown["tables"]] == [
+        [{"model": "FMLM", "1": "30.0 ± 14.1"}],
+        [{"model": "FMLM", "1": "50.0 ± 0.0"}],
+    ]
+    assert "4 TFLOP of training each" in shown["about"]
+    assert "seeds 0, 1, 10 passages" in shown["about"]
+    text = script.families(report | {"claims": claims})
+    assert "| A above B | 1 of 2, 1 equal (3 against 4) | 1 of 2, 1 equal (5) |" in text
+    assert "1 against 2" not in text
 
 
 def test_means_over_seeds() -> None:

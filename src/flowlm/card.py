@@ -89,6 +89,8 @@ def save_with_card(model: FlowLM, folder: Path, name: str, *, dtype: str, licenc
             about = read_about(source)
             title, licence = about["title"], licence or about["licence"]
         runs = sources_of(str(source))
+        if runs and (source / "ema.safetensors").exists() and model.source.name != "ema.safetensors":
+            runs[-1] |= {"held_out": None, "chosen": None}  # which is that of the averaged weights
     _describe(model, folder, title or name, licence, dtype, runs, "")
 
 
@@ -189,11 +191,13 @@ def write_card(
 
 
 def _steps(model: FlowLM, about: Mapping[str, Any]) -> str:
-    """How many network calls to ask for: as many as its training showed samples in; of some families the length."""
+    """How many network calls to ask for: as many as its training showed samples in, where that is known; of some
+    families the length."""
     if model.family.calls(1, model.length) == model.length:
         return ""
-    config = about["runs"][-1]["config"] if about["runs"] else {}
-    return f" --steps {config.get('train', {}).get('sample_steps', 1)}"
+    if not about["runs"]:
+        return f" --steps {1 if model.family.name == 'flow-map' else 64}"
+    return f" --steps {about['runs'][-1]['config'].get('train', {}).get('sample_steps', 1)}"
 
 
 #: What the columns of the tables mean, said where a row has them.

@@ -126,7 +126,7 @@ class EvaluateOptions(SamplerOptions):
     json: str = ""
     """Write the rows here as JSON."""
     report: str = ""
-    """Write a folder here: the rows, the held-out curve and samples at each step count, as JSON and Markdown."""
+    """Write a folder here: rows, samples, pictures, of a run its held-out curve, as JSON, Markdown and a page."""
     force: bool = False
     """Write the report into a folder that holds something else, or replace the file of --json."""
     data: TextPlace = TextPlace()
@@ -611,7 +611,7 @@ def _measure(target: Path, options: EvaluateOptions, command: str, temporary: st
         Console().print(table_text(view))
     if options.report:
         report = Path(options.report)
-        write_report(report, target, rows, command, shown, seed=rows[0]["seed"] or 0, device=options.device)
+        write_report(report, target, rows, command, shown, seed=options.seed, device=options.device)
         _say(f"report in {options.report}")
     if options.card:
         write_card(target, rows, command, shown)

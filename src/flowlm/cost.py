@@ -555,7 +555,7 @@ def _most(rows: int, batch: int) -> str:
 
 
 def largest_micro_batch(config: RunConfig, there: int, dtype: torch.dtype, device: str) -> int:
-    """Passages in a forward pass with which a run takes no more than so much memory: the whole batch, or else the
+    """Passages in a forward pass with which a run takes less than so much memory: the whole batch, or else the
     largest power of two; 0 where not even one fits.
 
     Args:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ from flowlm.training.loop import Trainer
 FLOW_SHARE = 0.6
 #: Network calls at which each model is measured.
 FLOW_STEPS, MAP_STEPS = (1, 4, 16, 64), (1, 2, 4, 8)
+#: What a comparison of the families found, where one was run to its end; `results/measured.py` writes it.
+COMPARED = Path(__file__).with_name("compared.json")
 
 
 class _Interrupted(KeyboardInterrupt):
@@ -220,6 +223,19 @@ def _show(
     Console().print(table_text(report["rows"]))
     picture = out / "quality.png"
     plot_validity(rows, picture, reference)
+    beside: list[Text | Table] = []
+    if COMPARED.exists():
+        compared = json.loads(COMPARED.read_text(encoding="utf-8"))
+        heading, about = (
+            "Beside it, families of models on this language, at equal compute",
+            f"{compared['command']}, {compared['about']}.",
+        )
+        say(f"\n{heading}.\n{about}\n")
+        beside.append(Text(about, heading=heading))
+        for table in compared["tables"]:
+            shown = table["rows"], list(table["rows"][0])
+            Console().print(table_text(shown[0], title=table["caption"], columns=shown[1]))
+            beside.append(Table(shown[0], caption=table["caption"], columns=shown[1]))
     one = rows["FMLM"][0]
     summary = (
         f"In one network call, {100 * one['valid']:.1f} % of the FMLM's stories obey every rule of the language "
@@ -236,6 +252,7 @@ def _show(
             Picture(
                 picture, heading="Validity and distance from the law", alt="validity against network calls"
             ),
+            *beside,
         ],
     )
     say(summary)

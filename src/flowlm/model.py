@@ -177,8 +177,10 @@ class FlowLM:
         assert self.source is not None
         kept = self.family.network(self.denoiser.config)
         load_weights(kept, self.source)
-        pairs = zip(self.denoiser.parameters(), kept.parameters(), strict=True)
-        return all(torch.equal(mine.detach().cpu(), theirs) for mine, theirs in pairs)
+        mine, theirs = dict(self.denoiser.named_parameters()), dict(kept.named_parameters())
+        return mine.keys() == theirs.keys() and all(
+            torch.equal(own.detach().cpu(), theirs[name]) for name, own in mine.items()
+        )
 
     def push_to_hub(
         self, name: str, *, dtype: str = "float32", private: bool = False, licence: str = ""
@@ -196,12 +198,15 @@ class FlowLM:
             The address of what was pushed.
 
         Raises:
-            ValueError: no leave to write, or no way to the hub.
+            ValueError: another dtype, no leave to write, no way to the hub, or the files that say how it was made are
+                damaged.
         """
         from flowlm.card import save_with_card  # which reads models
 
         with tempfile.TemporaryDirectory(prefix="flowlm-") as folder:
-            save_with_card(self, Path(folder), name.rpartition("/")[2], dtype=dtype, licence=licence)
+            save_with_card(
+                self, Path(folder), name.partition("@")[0].rpartition("/")[2], dtype=dtype, licence=licence
+            )
             return push(Path(folder), name, private=private)
 
     def generate_in_parts(

@@ -32,7 +32,7 @@ from flowlm.comparison.report import (
 from flowlm.comparison.runs import Interrupted, Runner, _knob, source_hash
 from flowlm.config import merge, nested
 from flowlm.training.checkpoint import RunDirectory
-from flowlm.training.loop import Trainer
+from flowlm.training.loop import DivergedError, Trainer
 from helpers import command, corpus, said, silent, values
 
 COMPARE = {
@@ -495,10 +495,6 @@ def test_a_claim_is_judged_by_every_quality_it_was_measured_in(tmp_path: Path) -
         ({"models": {"SDTT": {"base": "FMLM"}}}, "models.SDTT.base = 'FMLM': FMLM is of the family 'flow'"),
         ({"models": {"FMLM": {"base": "FMLM"}}}, "models.FMLM.base = 'FMLM' comes back to 'FMLM' itself"),
         ({"models": {"SDTT": {"base": ""}}}, r"models\.SDTT: SDTT learns from a teacher"),
-        (
-            {"models": {"MDLM": {"data": {"num": 7}}}},
-            r"models\.FLM and models\.MDLM differ in data\.num",
-        ),
         ({"models": {"SDTT": {"model": {"length": 3}}}}, "a student is made like its teacher"),
         (
             {"models": {"FLM": {"train": {"steps": 3}}}},
@@ -629,6 +625,35 @@ def test_who_diverges_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     assert report_of(out) == before
 
 
+def test_of_whom_nothing_was_chosen_no_knob_is_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the run that samplers are chosen by diverges, and that of the reported seed does not."""
+    recipe, out = small(tmp_path / "a.toml", {"compare.frontier": [1]}), tmp_path / "out"
+    train = Runner.train
+
+    def diverging(self: Runner, job: Any, part: Any) -> Path:
+        if job.config.train.seed == self.comparison.config.search_seed:
+            raise DivergedError("the loss became nan")
+        return train(self, job, part)
+
+    monkeypatch.setattr(Runner, "train", diverging)
+    assert command("compare", recipe, "--out", out) == 0
+    rows = report_of(out)["rows"]
+    assert all(row["entropy"] is not None and not row["frontier"] for row in rows)
+    page = (out / "README.md").read_text()
+    assert "FLM diverged in the run that its samplers are chosen by" in page
+    assert "not reached" not in page
+
+
+def test_texts_of_their_own_have_no_judge_in_common(tmp_path: Path) -> None:
+    recipe = written(tmp_path / "a.toml", {"models.MDLM.data": {"num": 30}, "claims": []})
+    with pytest.raises(
+        ValueError, match=r"each with an n-gram model of its own.*name one judge with compare\.scorer"
+    ):
+        Runner(load_comparison(recipe), tmp_path / "out", silent).run()
+
+
 def test_a_comparison_of_which_all_diverge_has_its_report(tmp_path: Path) -> None:
     recipe, out = (
         small(tmp_path / "a.toml", {"models.FLM.optim": {"lr": 1e30, "muon_lr": 1e30}}),
@@ -641,12 +666,12 @@ def test_a_comparison_of_which_all_diverge_has_its_report(tmp_path: Path) -> Non
 
 def test_a_rate_at_an_end_is_told() -> None:
     comparison = SimpleNamespace(config=SimpleNamespace(rates=(0.5, 1.0, 2.0)))
-    assert remarks(comparison, [], {"A": 1.0, "B": 2.0, "C": 0.5}) == [  # type: ignore[arg-type]
+    assert remarks(comparison, [], {"A": 1.0, "B": 2.0, "C": 0.5}, {}) == [  # type: ignore[arg-type]
         "B: the largest of the learning rates was the best of those tried.",
         "C: the least of the learning rates was the best of those tried.",
     ]
     comparison.config.rates = (1.0,)
-    assert remarks(comparison, [], {"A": 1.0}) == []  # type: ignore[arg-type]
+    assert remarks(comparison, [], {"A": 1.0}, {}) == []  # type: ignore[arg-type]
 
 
 def test_a_scorer_that_is_not_there_is_told_first(

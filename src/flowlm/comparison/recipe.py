@@ -210,15 +210,6 @@ def _comparison(raw: dict[str, Any], over: dict[str, Any], compare: Mapping[str,
         tuple(sorted(entries, key=lambda entry: len(_bases(entries, entry)))),
         tuple(from_dict(Claim, values, f"claims[{i}].") for i, values in enumerate(raw.get("claims", []))),
     )
-    if not config.scorer:
-        first, *others = entries
-        for entry in others:
-            mine, theirs = (dotted(e.values.get("data", {})) for e in (first, entry))
-            if unlike := [f"data.{key}" for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]:
-                raise ValueError(
-                    f"models.{first.name} and models.{entry.name} differ in {', '.join(unlike)}, and each text has an "
-                    "n-gram model of its own: perplexities under two do not compare; name one judge, compare.scorer"
-                )
     if config.scorer in names and out.entry(config.scorer).values.get("objective") != "ar":
         raise ValueError(
             f"compare.scorer = {config.scorer!r} is a model without an exact likelihood: name one of objective = 'ar'"

@@ -271,10 +271,16 @@ def verdicts(comparison: Comparison, rows: Sequence[Row]) -> list[Verdict]:
     return out
 
 
-def remarks(comparison: Comparison, rows: Sequence[Row], rates: Mapping[str, float]) -> list[str]:
-    """What a reader of the tables has to know of single models: who diverged, and whose best learning rate was at an
-    end of those that were tried, beyond which a better one may lie."""
-    out = []
+def remarks(
+    comparison: Comparison, rows: Sequence[Row], rates: Mapping[str, float], unsearched: Mapping[str, str]
+) -> list[str]:
+    """What a reader of the tables has to know of single models: who diverged, whose sampler is therefore not chosen,
+    and whose best learning rate was at an end of those that were tried, beyond which a better one may lie."""
+    out = [
+        f"{model} diverged in the run that its samplers are chosen by: it has the first of them, and no knob of it was "
+        f"turned ({why})"
+        for model, why in unsearched.items()
+    ]
     for (budget, model, _), same in _groups(rows).items():
         for row in same:
             if "diverged" in row:
@@ -450,7 +456,7 @@ def report(runner: Runner, command: str) -> None:
         claims = [f"{v}." for v in found if v.budget == budget]
         lines.append("\n".join(f"- {claim}" for claim in claims))
         sections.append(Text("\n\n".join(claims)))
-    if said := remarks(comparison, rows, rates):
+    if said := remarks(comparison, rows, rates, runner.unsearched):
         lines += ["## To keep in mind", "\n".join(f"- {remark}" for remark in said)]
         sections.append(Text("\n\n".join(said)))
     for budget in compare.budgets:

@@ -147,6 +147,8 @@ class Runner:
         self._texts: dict[tuple[str, float, int], dict[str, list[str]]] = {}
         self.samplers: dict[str, dict[int, Choice]] = {}
         """Of each model and number of network calls, which of its samplers was chosen, and which knob."""
+        self.unsearched: dict[str, str] = {}
+        """Of models whose run to choose samplers by diverged, why: nothing was chosen, and no knob is turned."""
 
     # -- what there is to do -----------------------------------------------------------------------------------
 
@@ -294,6 +296,11 @@ class Runner:
         """
         compare = self.comparison.config
         entries = self.comparison.entries
+        if not compare.scorer and len({id(self.corpus(entry)) for entry in entries}) > 1:
+            raise ValueError(
+                "the models learn from different texts, or from passages of different lengths, each with an n-gram "
+                "model of its own: perplexities under several do not compare; name one judge with compare.scorer"
+            )
         for entry in entries:
             self.flops(entry)
         least = min(compare.budgets)
@@ -454,9 +461,11 @@ class Runner:
                 self._tell(part, f"{entry.name}, seed {compare.search_seed}, diverged: {error}")
                 found |= {"calls": {str(k): {"sampler": 0} for k in calls}, "diverged": str(error)}
             files.write_json(path, found)
-        kept = json.loads(path.read_text(encoding="utf-8"))["calls"]
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if "diverged" in kept:
+            self.unsearched[entry.name] = kept["diverged"]
         self.samplers[entry.name] = {
-            int(k): Choice(own["sampler"], own.get("knob", "")) for k, own in kept.items()
+            int(k): Choice(own["sampler"], own.get("knob", "")) for k, own in kept["calls"].items()
         }
         return self.samplers[entry.name]
 
@@ -587,7 +596,7 @@ class Runner:
         knobs = {k: choice.knob for k, choice in chosen.items()}
         for number, (i, steps) in enumerate(groups.items()):
             own = judging.share(number, len(groups))
-            turned = [k for k in compare.frontier if k in steps]
+            turned = [k for k in compare.frontier if k in steps and entry.name not in self.unsearched]
             found = self._rows(job, folder, steps, entry.samplers[i], own, turned, knobs)
             rows += [row | {"chosen": entry.samplers[i]} for row in found]
         rows.sort(key=lambda row: row["nfe"])

@@ -31,7 +31,12 @@ def permuted(index: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
     Rogaway, "Ciphers with arbitrary finite domains", 2002).
 
     Args:
-        index: any shape, each in 0 … n-1.
+        index: places, any shape, each in 0 … n-1.
+        n: from 1 up.
+        seed: 63 bits, as of `flowlm.rng.key`.
+
+    Returns:
+        Of the shape of index.
     """
     width = math.isqrt(n - 1) + 1
     sizes = (np.uint64(-(-n // width)), np.uint64(width))
@@ -50,7 +55,8 @@ def permuted(index: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
 
 
 def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """A hash of 64 bits, its upper 32: the finalizer of splitmix64 (Steele, Lea, Flood 2014)."""
+    """A hash of 64 bits: the upper 32, which mix best, before the last shift of splitmix64's finalizer (Steele, Lea,
+    Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x >> _LOW

@@ -104,7 +104,7 @@ def write_report(
     write_json(folder / REPORT, report)
     head = f"`{command}`, commit {current_commit()}, seed {seed}, on {machine}."
     text = [f"# {about['title']}", head, about["how"]]
-    page: list[Any] = [Text("\n\n".join([head, about["how"]]).replace("```sh", "").replace("`", ""))]
+    page: list[Any] = [Text("\n\n".join([head.replace("`", ""), *about["lines"]]))]
     for view in views(rows):
         text.append(markdown(view).rstrip())
         page.append(Table(view))
@@ -128,6 +128,7 @@ def _of_file(path: Path) -> dict[str, Any]:
     return {
         "title": path.name,
         "how": f"Samples of {path.name}, sha256 {sha256[:12]}.",
+        "lines": [f"Samples of {path.name}, sha256 {sha256[:12]}."],
         "report": {"file": path.name, "sha256": sha256},
         "notes": [],
     }
@@ -140,9 +141,11 @@ def _of_run(run: Path) -> dict[str, Any]:
         runs = made(run)
     except ValueError as error:
         runs, how = [], f"How it was made is not known: {error}."
+        said = [how]
     else:
-        commands = "\n".join(one["command"] for one in runs)
-        how = f"Made by\n\n```sh\n{commands}\n```\n\n{cost_of(runs)}."
+        commands, cost = [one["command"] for one in runs], f"{cost_of(runs)}."
+        how = "\n".join(["Made by\n\n```sh", *commands, f"```\n\n{cost}"])
+        said = ["Made by", *commands, cost]
     losses = [
         f"{what}: " + ", ".join(f"{step}: {loss:.4f}" for step, loss in curve) + "."
         for what, curve in _curves_said(run).items()
@@ -154,6 +157,7 @@ def _of_run(run: Path) -> dict[str, Any]:
     return {
         "title": run.name,
         "how": how,
+        "lines": said,
         "report": {
             "runs": runs,
             "data": data,
@@ -219,15 +223,12 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
             ),
             None,
         )
-        out.append(
-            [
-                Panel(name, _CALLS, _lines(known, key, "nfe"), share=share, level=level),
-                Panel(
-                    name, _TIME, _lines(known, key, "latency", 1000), share=share, spread=True, level=level
-                ),
-                Panel(name, _ENTROPY, _lines(known, key, "entropy"), share=share, level=level),
-            ]
-        )
+        panels = [
+            Panel(name, _CALLS, _lines(known, key, "nfe"), share=share, level=level),
+            Panel(name, _TIME, _lines(known, key, "latency", 1000), share=share, spread=True, level=level),
+            Panel(name, _ENTROPY, _lines(known, key, "entropy"), share=share, level=level),
+        ]
+        out.append([panel for panel in panels if panel.lines])  # of a file's samples times may not be known
     return out
 
 
