@@ -164,7 +164,7 @@ def draw(report: Report) -> None:
 #: What stands between the marks of a document, by their names.
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demos}
-    | ({"families": lambda: families(families_report())} if FAMILIES.exists() else {}),
+    | ({"families": lambda: families(families_report())} if (FAMILIES / "report.json").exists() else {}),
     "docs/objectives.md": {"objectives": lambda: ablation("objectives")},
 }
 
@@ -187,6 +187,6 @@ def filled(name: str) -> str:
 if __name__ == "__main__":
     for name in DOCUMENTS:
         (ROOT / name).write_text(filled(name), encoding="utf-8")
-    if FAMILIES.exists():
+    if (FAMILIES / "report.json").exists():
         write_json(COMPARED, compared(families_report()))
         draw(families_report())
