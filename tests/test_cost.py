@@ -214,7 +214,6 @@ SMALL = {"vocab_size": 8192, "length": 128, "backbone": {"width": 192, "depth": 
         ("lm1b-flm", "float32", 32),
         ("lm1b-fmlm", "bfloat16", 32),
         ("lm1b-duo", "float32", 32),
-        ("lm1b-di4c", "float32", 2),  # with sixteen latents each
     ],
 )
 def test_memory_is_near_what_is_measured(

@@ -19,6 +19,7 @@ from flowlm.evaluation import runs
 from flowlm.evaluation.diversity import unigram_entropy
 from flowlm.evaluation.frontier import Texts, best, passing, passing_interval, settings
 from flowlm.evaluation.metrics import words
+from flowlm.evaluation.report import views
 from flowlm.evaluation.runs import evaluate_run
 from flowlm.evaluation.samples import read_samples, write_samples
 from flowlm.families import NAMES, family
@@ -289,7 +290,7 @@ def test_a_frontier_of_a_language_with_a_law(small: None, tmp_path: Path) -> Non
     assert [row["model"] for row in rows] == ["FLM", "held-out", "5-gram"]
     assert all(row["law"] for row in rows)
     assert rows[0]["frontier"]["entropy"] == rows[1]["entropy"]
-    by_law, by_text = runs.views(rows)
+    by_law, by_text = views(rows)
     assert "perplexity_at_data_entropy" not in by_law[0]
     assert "frontier" in by_text[0]
 
