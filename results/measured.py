@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: picture there.
 FAMILIES = ROOT / "results" / "comparisons" / "grammar"
 COMPARED = ROOT / "src" / "flowlm" / "compared.json"
-PICTURE = FAMILIES / "families.png"
+REPORT, PICTURE = FAMILIES / "report.json", FAMILIES / "families.png"
 #: What a table shows of a row.
 COLUMNS = ("model", "nfe", "num", "valid", "parsed", "entropy", "unique", "slot_tv", "pair_tv")
 
@@ -105,7 +105,7 @@ def ablation(name: str) -> str:
 
 def families_report() -> Report:
     """What the comparison of the families found."""
-    found: Report = json.loads((FAMILIES / "report.json").read_text(encoding="utf-8"))
+    found: Report = json.loads(REPORT.read_text(encoding="utf-8"))
     return found
 
 
@@ -164,7 +164,7 @@ def draw(report: Report) -> None:
 #: What stands between the marks of a document, by their names.
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demos}
-    | ({"families": lambda: families(families_report())} if (FAMILIES / "report.json").exists() else {}),
+    | ({"families": lambda: families(families_report())} if REPORT.exists() else {}),
     "docs/objectives.md": {"objectives": lambda: ablation("objectives")},
 }
 
@@ -187,6 +187,6 @@ def filled(name: str) -> str:
 if __name__ == "__main__":
     for name in DOCUMENTS:
         (ROOT / name).write_text(filled(name), encoding="utf-8")
-    if (FAMILIES / "report.json").exists():
+    if REPORT.exists():
         write_json(COMPARED, compared(families_report()))
         draw(families_report())

@@ -281,9 +281,8 @@ def test_measured_figures_are_the_reports() -> None:
         assert script.filled(name) == (ROOT / name).read_text(encoding="utf-8"), (
             "run python results/measured.py"
         )
-    there = (script.FAMILIES / "report.json").exists()
-    assert script.COMPARED.exists() == there
-    if there:
+    assert script.COMPARED.exists() == script.REPORT.exists()
+    if script.REPORT.exists():
         shown = json.loads(script.COMPARED.read_text(encoding="utf-8"))
         assert shown == script.compared(script.families_report()), "run python results/measured.py"
 

@@ -233,9 +233,9 @@ def _show(
         say(f"\n{heading}.\n{about}\n")
         beside.append(Text(about, heading=heading))
         for table in compared["tables"]:
-            shown = table["rows"], list(table["rows"][0])
-            Console().print(table_text(shown[0], title=table["caption"], columns=shown[1]))
-            beside.append(Table(shown[0], caption=table["caption"], columns=shown[1]))
+            own, columns = table["rows"], list(table["rows"][0])
+            Console().print(table_text(own, title=table["caption"], columns=columns))
+            beside.append(Table(own, caption=table["caption"], columns=columns))
     one = rows["FMLM"][0]
     summary = (
         f"In one network call, {100 * one['valid']:.1f} % of the FMLM's stories obey every rule of the language "

@@ -146,6 +146,17 @@ def scores(posterior: Callable[[Tensor, Tensor], Posterior]) -> Callable[[Tensor
     return net
 
 
+def assert_least(loss: Callable[[Tensor], Tensor], start: Tensor, flat: float = 1e-5) -> None:
+    """A loss of a network's outputs has no gradient at `start`, none above `flat`, and is higher beside it."""
+    net = start.clone().requires_grad_()
+    value = loss(net)
+    (gradient,) = torch.autograd.grad(value, net)
+    assert gradient.abs().max() < flat
+    for seed in range(3):
+        noise = torch.randn(net.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        assert loss(start + 0.3 * noise) > value + 1e-3
+
+
 @pytest.mark.parametrize("family", [mdlm, sedd], ids=["MDLM", "SEDD"])
 def test_the_masked_loss_is_least_at_the_exact_posterior(family: Any) -> None:
     """The gradient of the mean loss in the network's outputs vanishes there, and the loss is higher beside it."""
@@ -156,7 +167,6 @@ def test_the_masked_loss_is_least_at_the_exact_posterior(family: Any) -> None:
     start = masked_posterior(states).clamp_min(1e-12).log()
     if family is sedd:
         start = start + math.log(VOCAB)
-    net = start.clone().requires_grad_()
 
     def loss(logits: Tensor) -> Tensor:
         def lookup(x: Tensor, t: Tensor) -> Posterior:
@@ -165,12 +175,7 @@ def test_the_masked_loss_is_least_at_the_exact_posterior(family: Any) -> None:
         per_token = family.losses(lookup, tokens, t, uniform, MASK, EXACT)
         return (weight[:, None] * per_token).sum()
 
-    value = loss(net)
-    (gradient,) = torch.autograd.grad(value, net)
-    assert gradient.abs().max() < 1e-5
-    for seed in range(3):
-        noise = torch.randn(net.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        assert loss(start + 0.3 * noise) > value + 1e-3
+    assert_least(loss, start)
 
 
 @pytest.mark.parametrize(("steps", "n"), [(1, 60_000), (1_000, 20_000)])
@@ -304,18 +309,12 @@ def test_the_uniform_loss_is_least_at_the_exact_posterior() -> None:
     alpha = float(EXACT.alpha(t[0]))
     weight = LANGUAGE.probs.repeat_interleave(27) * (alpha * (x == tokens) + (1 - alpha) / VOCAB).prod(-1)
     start = uniform_posterior(passages, t[:27]).log()
-    net = start.clone().requires_grad_()
 
     def loss(logits: Tensor) -> Tensor:
         posterior = Posterior(logits.repeat(27, 1, 1), lambda hidden: hidden, EYE)
         return (weight[:, None] * duo.bound(posterior, x, tokens, t, VOCAB, EXACT)).sum()
 
-    value = loss(net)
-    (gradient,) = torch.autograd.grad(value, net)
-    assert gradient.abs().max() < 1e-6
-    for seed in range(3):
-        noise = torch.randn(net.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        assert loss(start + 0.3 * noise) > value + 1e-3
+    assert_least(loss, start, flat=1e-6)
 
 
 def test_the_uniform_posterior_is_bayes() -> None:
@@ -514,7 +513,6 @@ def test_sdtt_is_least_at_the_geometric_mean_of_two_steps(t: float, dt: float) -
     times = torch.full((len(x),), t, dtype=torch.float64)
     teacher = network(lambda x, t: masked_posterior(x).clamp_min(1e-12))
     start = sdtt_minimum(t, dt).log()
-    logits = start.clone().requires_grad_()
 
     def loss(logits: Tensor) -> Tensor:
         def student(_: Tensor, t: Tensor) -> Posterior:
@@ -524,12 +522,7 @@ def test_sdtt_is_least_at_the_geometric_mean_of_two_steps(t: float, dt: float) -
         per_token = sdtt.losses(student, teacher, tokens, times, uniform, dt, MASK, EXACT)
         return (weight[:, None] * per_token).sum()
 
-    value = loss(logits)
-    (gradient,) = torch.autograd.grad(value, logits)
-    assert gradient.abs().max() < 1e-5
-    for seed in range(3):
-        noise = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        assert loss(start + 0.3 * noise) > value + 1e-3
+    assert_least(loss, start)
     apart = 0.5 * (start.exp() - POSTERIORS).abs().sum(-1)[STATES == MASK].max()
     assert apart < 1e-3 if dt < 0.01 else apart > 0.01
 

@@ -14,7 +14,7 @@ from flowlm.comparison.recipe import Claim, Comparison
 from flowlm.comparison.runs import Runner
 from flowlm.device import describe, resolve_device
 from flowlm.evaluation.oracle import EVEN
-from flowlm.evaluation.plots import Panel, plot_frontier, plot_panels
+from flowlm.evaluation.plots import Panel, level_of, panels_across, plot_frontier, plot_panels
 from flowlm.evaluation.report import (
     NOT_REACHED,
     Picture,
@@ -304,16 +304,6 @@ def panels(comparison: Comparison, rows: Sequence[Row], references: Sequence[Row
 
 def panels_of(rows: Sequence[Row], references: Sequence[Row], budget: float, key: str) -> list[Panel]:
     """Pictures of one quality at one budget: against network calls, seconds for one passage, and entropy."""
-    share, name = key in SHARES, NAMES[key]
-    # the law, or held-out text
-    level = next(
-        (
-            value
-            for row in references
-            if row["model"] in ("law", "held-out") and (value := row.get(key)) is not None
-        ),
-        None,
-    )
     groups = {k: same for k, same in _groups(rows).items() if k[0] == budget}
     models = list(dict.fromkeys(model for _, model, _ in groups))
 
@@ -327,13 +317,8 @@ def panels_of(rows: Sequence[Row], references: Sequence[Row], budget: float, key
             for model in models
         }
 
-    title = f"{budget:g} TFLOP: {name}"
-    times = {model: [(1000 * x, *y) for x, *y in points] for model, points in lines("latency").items()}
-    return [
-        Panel(title, "calls", lines("nfe"), share=share, level=level),
-        Panel(title, "milliseconds for one passage", times, share=share, spread=True, level=level),
-        Panel(title, "entropy within a passage, nats", lines("entropy"), share=share, level=level),
-    ]
+    level = level_of(references, key)
+    return panels_across(f"{budget:g} TFLOP: {NAMES[key]}", lines, share=key in SHARES, level=level)
 
 
 def _over_seeds(same: Sequence[Row], across: str, key: str) -> tuple[float, float, float, float] | None:

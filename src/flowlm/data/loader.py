@@ -19,7 +19,6 @@ __all__ = ["Loader"]
 
 
 _ROUNDS = 24
-_LOW = np.uint64(32)
 
 
 def permuted(index: NDArray[np.int64], n: int, seed: int) -> NDArray[np.int64]:
@@ -59,7 +58,7 @@ def _mixed(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     Flood 2014)."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x >> _LOW
+    return x >> np.uint64(32)
 
 
 class Loader:

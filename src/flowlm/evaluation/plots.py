@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flowlm.evaluation.bootstrap import share_interval
@@ -235,6 +235,32 @@ class Panel:
     ):
         self.title, self.below, self.lines = title, below, {k: v for k, v in lines.items() if v}
         self.share, self.spread, self.level = share, spread, level
+
+
+def level_of(rows: Sequence[Row], key: str) -> float | None:
+    """A quality of the data itself: of the law, or of held-out text; None where it is not known."""
+    of_data = (row[key] for row in rows if row["model"] in ("law", "held-out") and row.get(key) is not None)
+    return next(of_data, None)
+
+
+def panels_across(
+    title: str, lines: Callable[[str], Mapping[str, Line]], *, share: bool, level: float | None
+) -> list[Panel]:
+    """One quality against network calls, milliseconds for one passage, and entropy.
+
+    Args:
+        lines: of each model, its points across a key of its rows: "nfe", "latency" in seconds, "entropy".
+        title, share, level: as of `Panel`.
+    """
+    times = {
+        model: [(1000 * x, y, low, high) for x, y, low, high in points]
+        for model, points in lines("latency").items()
+    }
+    return [
+        Panel(title, "calls", lines("nfe"), share=share, level=level),
+        Panel(title, "milliseconds for one passage", times, share=share, spread=True, level=level),
+        Panel(title, "entropy within a passage, nats", lines("entropy"), share=share, level=level),
+    ]
 
 
 def plot_panels(rows: Sequence[Sequence[Panel]], path_png: PathLike) -> None:

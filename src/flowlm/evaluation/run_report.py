@@ -13,7 +13,14 @@ import torch
 from flowlm import files
 from flowlm.config import read_run_config
 from flowlm.device import describe, resolve_device
-from flowlm.evaluation.plots import Line, Panel, plot_frontier, plot_panels
+from flowlm.evaluation.plots import (
+    Line,
+    Panel,
+    level_of,
+    panels_across,
+    plot_frontier,
+    plot_panels,
+)
 from flowlm.evaluation.report import (
     Picture,
     Samples,
@@ -41,7 +48,6 @@ REPORT, CARD, PAGE, QUALITY, FRONTIER = (
     "quality.png",
     "frontier.png",
 )
-_CALLS, _TIME, _ENTROPY = "calls", "milliseconds for one passage", "entropy within a passage, nats"
 _INTERVALS = "In brackets, and as bands: 95 % intervals over the samples."
 
 
@@ -125,10 +131,11 @@ def write_report(
 def _of_file(path: Path) -> dict[str, Any]:
     """What is said of a sample file."""
     sha256 = files.sha256(path)
+    how = f"Samples of {path.name}, sha256 {sha256[:12]}."
     return {
         "title": path.name,
-        "how": f"Samples of {path.name}, sha256 {sha256[:12]}.",
-        "lines": [f"Samples of {path.name}, sha256 {sha256[:12]}."],
+        "how": how,
+        "lines": [how],
         "report": {"file": path.name, "sha256": sha256},
         "notes": [],
     }
@@ -214,29 +221,20 @@ def _panels(rows: Sequence[Mapping[str, Any]]) -> list[list[Panel]]:
         known = [row for row in own if isinstance(row.get(key), float | int)]
         if not known:
             continue
-        share = key == "valid"
-        level = next(
-            (
-                float(row[key])
-                for row in rows
-                if row["model"] in ("law", "held-out") and row.get(key) is not None
-            ),
-            None,
-        )
-        panels = [
-            Panel(name, _CALLS, _lines(known, key, "nfe"), share=share, level=level),
-            Panel(name, _TIME, _lines(known, key, "latency", 1000), share=share, spread=True, level=level),
-            Panel(name, _ENTROPY, _lines(known, key, "entropy"), share=share, level=level),
-        ]
+
+        def lines(across: str, key: str = key, known: Sequence[Mapping[str, Any]] = known) -> dict[str, Line]:
+            return _lines(known, key, across)
+
+        panels = panels_across(name, lines, share=key == "valid", level=level_of(rows, key))
         out.append([panel for panel in panels if panel.lines])  # of a file's samples times may not be known
     return out
 
 
-def _lines(rows: Sequence[Mapping[str, Any]], key: str, across: str, scale: float = 1.0) -> dict[str, Line]:
+def _lines(rows: Sequence[Mapping[str, Any]], key: str, across: str) -> dict[str, Line]:
     """Of each model its points, with their intervals."""
     out: dict[str, list[tuple[float, float, float, float]]] = {}
     for row in sorted(rows, key=lambda row: float(row["nfe"])):
         if row.get(across) is not None:
             low, high = (row.get("intervals") or {}).get(key) or (row[key], row[key])
-            out.setdefault(row["model"], []).append((scale * row[across], row[key], low, high))
+            out.setdefault(row["model"], []).append((row[across], row[key], low, high))
     return dict(out)
